@@ -1,0 +1,104 @@
+"""The only file that speaks to ``torch.distributed``: counts, sums and gathers that fall back to one process.
+
+Every function is the identity without an initialized process group, so callers need no branches of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def is_active() -> bool:
+    """Whether a default process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size(group: ProcessGroup | None = None) -> int:
+    """Number of processes in the group; 1 without one.
+
+    >>> world_size()
+    1
+    """
+    return dist.get_world_size(group) if is_active() else 1
+
+
+def rank(group: ProcessGroup | None = None) -> int:
+    """This process's index in the group; 0 without one."""
+    return dist.get_rank(group) if is_active() else 0
+
+
+def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Sum over processes, as a new tensor without gradient.
+
+    >>> all_reduce_sum(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+    total = x.detach().clone()
+    if is_active():
+        dist.all_reduce(total, group=group)
+    return total
+
+
+def all_reduce_max(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Maximum over processes, as a new tensor without gradient."""
+    largest = x.detach().clone()
+    if is_active():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    return largest
+
+
+class _SumWithGradient(torch.autograd.Function):
+    """Sum over ranks; backward sums the upstream gradients, since every rank's loss saw the sum."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, group: ProcessGroup | None) -> Tensor:
+        ctx.group = group  # pyright: ignore[reportAttributeAccessIssue]
+        return all_reduce_sum(x, group)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        return all_reduce_sum(grads[0], ctx.group), None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def all_reduce_sum_with_grad(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Sum over processes through which gradients flow back to every process's ``x``.
+
+    The gradient is that of the sum of all ranks' losses; data parallelism then divides by the world size, so
+    that a loss which every rank computes alike from global statistics gets exactly its own gradient.
+    """
+    return _SumWithGradient.apply(x, group) if is_active() else x
+
+
+def gather_cat(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Concatenate every process's ``x`` along dim 0, in rank order, without gradient; lengths may differ.
+
+    >>> gather_cat(torch.arange(3))
+    tensor([0, 1, 2])
+    """
+    x = x.detach()
+    if not is_active():
+        return x
+    counts = gather_counts(x.shape[0], x.device, group)
+    longest = max(counts)
+    padded = x.new_zeros((longest, *x.shape[1:]))
+    padded[: x.shape[0]] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_counts(count: int, device: torch.device, group: ProcessGroup | None = None) -> list[int]:
+    """Every process's ``count``, in rank order."""
+    if not is_active():
+        return [count]
+    own = torch.tensor([count], device=device)
+    parts = [torch.empty_like(own) for _ in range(world_size(group))]
+    dist.all_gather(parts, own, group=group)
+    return [int(part) for part in parts]

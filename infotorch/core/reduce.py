@@ -1,0 +1,233 @@
+"""Masked reductions: the one place where a mask meets a denominator.
+
+Entries outside the mask are replaced by zero before anything is summed, so padding may hold anything,
+NaN and infinities included, and gets a gradient of exactly zero. An empty mask gives 0, never NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infotorch.core._checks import check_bool_mask, check_choice, check_range
+
+AGGREGATION_MODES = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+    "batch-mean-token-sum",
+    "batch-mean-token-mean",
+    "batch-mean-token-sum-norm",
+)
+
+
+def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
+    """``x`` where the mask holds, 0 elsewhere; the gradient outside the mask is exactly 0.
+
+    >>> zero_outside(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
+    tensor([1., 0.])
+    """
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def masked_sum(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Sum of the entries under the mask, ``sum_i m_i x_i``.
+
+    Args:
+        x: Any shape.
+        mask: Boolean, broadcastable to ``x``.
+        dim: Dimension(s) to reduce; all of them by default.
+
+    Raises:
+        TypeError: ``mask`` is not boolean.
+
+    >>> masked_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([True, False, True]))
+    tensor(5.)
+    """
+    check_bool_mask("mask", mask)
+    kept = zero_outside(x, mask)
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_count(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Number of entries of ``x`` under the mask, in ``x``'s floating type."""
+    mask = mask.expand_as(x)
+    return (mask.sum() if dim is None else mask.sum(dim)).to(x.dtype)
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Mean of the entries under the mask; 0 where none is.
+
+    Raises:
+        TypeError: ``mask`` is not boolean.
+
+    >>> x, mask = torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[True, True], [False, False]])
+    >>> masked_mean(x, mask, dim=1)
+    tensor([2., 0.])
+    """
+    return masked_sum(x, mask, dim) / masked_count(x, mask, dim).clamp(min=1)
+
+
+def masked_var(
+    x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None, *, correction: float = 1.0
+) -> Tensor:
+    """Variance of the entries under the mask, ``sum m (x - mean)^2 / (n - correction)``.
+
+    With ``n <= correction`` there is no variance to speak of and the result is 0.
+
+    Raises:
+        TypeError: ``mask`` is not boolean.
+
+    >>> masked_var(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
+    tensor(2.)
+    """
+    check_bool_mask("mask", mask)
+    mean = masked_mean(x, mask, dim)
+    if dim is not None:
+        mean = masked_mean(x, mask, dim).reshape(_keepdim_shape(x, dim))
+    squares = masked_sum((zero_outside(x, mask) - mean).square(), mask, dim)
+    denominator = masked_count(x, mask, dim) - correction
+    return torch.where(denominator > 0, squares / denominator.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
+
+
+def _keepdim_shape(x: Tensor, dim: int | tuple[int, ...]) -> list[int]:
+    dims = {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)}
+    return [1 if i in dims else n for i, n in enumerate(x.shape)]
+
+
+def aggregate(
+    x: Tensor,
+    mask: Tensor,
+    mode: str = "token-mean",
+    *,
+    num_tokens: Tensor | float | None = None,
+    num_sequences: Tensor | float | None = None,
+    length: float | None = None,
+    world_size: int = 1,
+    row_eps: float = 0.0,
+    legacy_norm: bool = False,
+) -> Tensor:
+    r"""Reduce a ``[B, T]`` matrix of per-token values to a scalar, in every way that RLVR code uses.
+
+    With row sums :math:`S_i = \sum_t m_{it} x_{it}` and row counts :math:`n_i = \sum_t m_{it}`:
+
+    ============================= ==========================================================
+    mode                          value
+    ============================= ==========================================================
+    ``token-mean``                :math:`\sum_i S_i / \sum_i n_i` (DAPO, bnpo)
+    ``token-sum``                 :math:`\sum_i S_i`
+    ``seq-mean-token-sum``        mean of :math:`S_i` over non-empty rows
+    ``seq-mean-token-mean``       mean of :math:`S_i / n_i` over non-empty rows (GRPO)
+    ``seq-mean-token-sum-norm``   ``seq-mean-token-sum`` divided by the constant ``length``
+    ``batch-mean-token-sum``      mean of :math:`S_i` over all rows (LUSPO)
+    ``batch-mean-token-mean``     mean of :math:`S_i / n_i` over all rows (TRL's ``grpo``)
+    ``batch-mean-token-sum-norm`` :math:`\sum_i S_i / (B \cdot \mathrm{length})` (Dr. GRPO)
+    ============================= ==========================================================
+
+    Args:
+        x: Per-token values, shape ``(B, T)``.
+        mask: Boolean, shape ``(B, T)``.
+        mode: One of the modes above.
+        num_tokens: Global number of valid tokens of the optimizer step, over all micro-batches and
+            ranks. Default: this batch's own.
+        num_sequences: Global number of sequences, likewise.
+        length: Divisor of the ``-norm`` modes; default ``T``. A constant (the longest allowed completion)
+            is better, since ``T`` changes from batch to batch.
+        world_size: Multiplies the result, so that the mean of gradients that data parallelism takes over
+            ranks is the gradient of the global objective. Leave at 1 without global counts.
+        row_eps: Added to each row's count in ``seq-mean-token-mean`` (verl adds 1e-8).
+        legacy_norm: ``seq-mean-token-sum-norm`` does not divide by the number of rows, as verl 0.5, 0.6.
+
+    Raises:
+        ValueError: Unknown mode, or a mask of another shape.
+        TypeError: The mask is not boolean.
+
+    Deviations:
+        An empty mask gives 0 with gradient 0 (verl: NaN). Row means are exact (``row_eps=0``).
+
+    >>> x, mask = torch.tensor([[1.0, 3.0], [8.0, 0.0]]), torch.tensor([[True, True], [True, False]])
+    >>> aggregate(x, mask, "token-mean"), aggregate(x, mask, "seq-mean-token-mean")
+    (tensor(4.), tensor(5.))
+    """
+    check_choice("mode", mode, AGGREGATION_MODES)
+    check_bool_mask("mask", mask, x.shape)
+    if x.ndim != 2:
+        raise ValueError(f"x: expected shape (B, T), got {tuple(x.shape)}")
+    kept = zero_outside(x, mask)
+    if mode == "token-sum":
+        return kept.sum() * world_size
+    if mode == "token-mean":
+        return kept.sum() / _at_least_one(num_tokens, mask.sum(), x) * world_size
+
+    counts = mask.sum(-1)
+    rows = kept.sum(-1)
+    if mode.endswith("token-mean"):
+        # Empty rows have sum 0; the clamp only spares them a 0/0.
+        rows = rows / (counts.to(x.dtype) + row_eps).clamp(min=1.0 if row_eps == 0 else row_eps)
+    if mode.endswith("-norm"):
+        rows = rows / check_range("length", x.shape[1] if length is None else length, 0.0, low_open=True)
+    if mode == "seq-mean-token-sum-norm" and legacy_norm:
+        return rows.sum() * world_size
+    local = (counts > 0).sum() if mode.startswith("seq-") else x.shape[0]
+    return rows.sum() / _at_least_one(num_sequences, local, x) * world_size
+
+
+def _at_least_one(given: Tensor | float | None, local: Tensor | float, like: Tensor) -> Tensor:
+    """The divisor as a tensor; zero counts become one, because their numerators are zero too."""
+    count = local if given is None else given
+    return torch.as_tensor(count, dtype=like.dtype, device=like.device).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """An aggregation mode together with its options, for configuration files.
+
+    Attributes mirror :func:`aggregate`. Losses accept a mode's name, a mapping or this object.
+
+    >>> Aggregation.of("token-mean")
+    Aggregation(mode='token-mean', length=None, row_eps=0.0, legacy_norm=False)
+    """
+
+    mode: str = "token-mean"
+    length: float | None = None
+    row_eps: float = 0.0
+    legacy_norm: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("aggregation", self.mode, AGGREGATION_MODES)
+
+    @classmethod
+    def of(cls, value: str | dict[str, Any] | Aggregation) -> Aggregation:
+        """Build one from a mode's name, a mapping of its fields, or another ``Aggregation``."""
+        if isinstance(value, Aggregation):
+            return value
+        if isinstance(value, dict):
+            return cls(**value)
+        return cls(value)
+
+    def __call__(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        *,
+        num_tokens: Tensor | float | None = None,
+        num_sequences: Tensor | float | None = None,
+        world_size: int = 1,
+    ) -> Tensor:
+        """Apply :func:`aggregate` with these options."""
+        return aggregate(
+            x,
+            mask,
+            self.mode,
+            num_tokens=num_tokens,
+            num_sequences=num_sequences,
+            length=self.length,
+            world_size=world_size,
+            row_eps=self.row_eps,
+            legacy_norm=self.legacy_norm,
+        )

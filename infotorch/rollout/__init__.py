@@ -1,0 +1,7 @@
+"""Generation for policy optimization: samplers that return log-probabilities and entropies with the tokens."""
+
+from infotorch.rollout.random import hash_uniform, mix64
+from infotorch.rollout.records import PaddedRollouts, Rollouts
+from infotorch.rollout.sampler import HFSampler, Sampler
+
+__all__ = ["HFSampler", "PaddedRollouts", "Rollouts", "Sampler", "hash_uniform", "mix64"]
