@@ -1,0 +1,98 @@
+"""Policy optimization of language models with verifiable rewards: published losses from four kinds of parts.
+
+>>> import torch
+>>> from infotorch.losses import TokenBatch, recipe
+>>> batch = TokenBatch(
+...     log_probs=torch.zeros(4, 3, requires_grad=True), mask=torch.ones(4, 3, dtype=torch.bool),
+...     rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]), group=torch.tensor([0, 0, 1, 1]),
+... )
+>>> out = recipe("dapo")(batch)
+>>> out.loss.backward()
+"""
+
+from infotorch.losses.advantages import (
+    GRPO,
+    DrGRPO,
+    dr_grpo_advantage,
+    group_advantages,
+    grpo_advantage,
+    uniform_groups,
+)
+from infotorch.losses.batch import LossOutput, TokenBatch
+from infotorch.losses.cispo import CISPO, cispo
+from infotorch.losses.cov_entropy import (
+    ClipCov,
+    EntropyLaw,
+    KLCov,
+    clip_cov,
+    entropy_covariance,
+    fit_entropy_law,
+    kl_cov,
+    predicted_entropy_change,
+    token_covariance,
+)
+from infotorch.losses.entropy_bonus import (
+    AdaptiveEntropyBonus,
+    EntropyBonus,
+    adaptive_entropy_bonus,
+    entropy_bonus,
+)
+from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
+from infotorch.losses.kl import KLRegularizer, KLReward, kl_estimate, kl_regularizer, kl_reward
+from infotorch.losses.overlong import Overlong, overlong_reward
+from infotorch.losses.ppo import GSPO, PPO, gspo, ppo
+from infotorch.losses.recipe import Recipe, part_table, recipe, recipe_names
+from infotorch.losses.registry import Part, PartInfo, build, info, names, register
+from infotorch.losses.sapo import SAPO, sapo
+
+__all__ = [
+    "CISPO",
+    "GRPO",
+    "GSPO",
+    "PPO",
+    "SAPO",
+    "AdaptiveEntropyBonus",
+    "ClipCov",
+    "DrGRPO",
+    "EntropyBonus",
+    "EntropyLaw",
+    "ForkingTokens",
+    "KLCov",
+    "KLRegularizer",
+    "KLReward",
+    "LossOutput",
+    "Overlong",
+    "Part",
+    "PartInfo",
+    "Recipe",
+    "TokenBatch",
+    "adaptive_entropy_bonus",
+    "build",
+    "cispo",
+    "clip_cov",
+    "dr_grpo_advantage",
+    "entropy_bonus",
+    "entropy_covariance",
+    "fit_entropy_law",
+    "forking_mask",
+    "forking_tokens",
+    "group_advantages",
+    "grpo_advantage",
+    "gspo",
+    "info",
+    "kl_cov",
+    "kl_estimate",
+    "kl_regularizer",
+    "kl_reward",
+    "names",
+    "overlong_reward",
+    "part_table",
+    "ppo",
+    "predicted_entropy_change",
+    "recipe",
+    "recipe_names",
+    "register",
+    "sapo",
+    "token_covariance",
+    "uniform_groups",
+]

@@ -1,0 +1,56 @@
+"""Choosing tokens by rank, over one batch or over all data-parallel ranks, with fixed shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infotorch.core import distributed
+from infotorch.core._checks import check_choice
+
+SCOPES = ("local", "global")
+
+
+class Pool:
+    """The tokens among which a choice is made: this batch's, or those of all ranks in rank order.
+
+    With ``scope="global"`` every rank sees the same flat vector, which is also what one process would see that
+    holds the concatenated batch; so it makes the same choice.
+    """
+
+    def __init__(self, mask: Tensor, scope: str) -> None:
+        check_choice("scope", scope, SCOPES)
+        self.shared = scope == "global" and distributed.is_active()
+        self.shape = mask.shape
+        self.start = 0
+        if self.shared:
+            counts = distributed.gather_counts(mask.numel(), mask.device)
+            self.start = sum(counts[: distributed.rank()])
+        self.mask = self.flat(mask)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """All tokens' values in one vector, without gradient."""
+        x = x.detach().reshape(-1)
+        return distributed.gather_cat(x) if self.shared else x
+
+    def own(self, flat: Tensor) -> Tensor:
+        """This rank's part of a vector over all tokens, as ``(B, T)``."""
+        return flat[self.start : self.start + self.shape.numel()].view(self.shape)
+
+
+def lowest(scores: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
+    """Boolean: the ``count`` eligible entries of lowest score (ties: lowest index first).
+
+    >>> lowest(torch.tensor([3.0, 1.0, 1.0]), torch.tensor([True, True, True]), torch.tensor(1))
+    tensor([False,  True, False])
+    """
+    order = torch.where(eligible, scores, torch.inf).sort(stable=True).indices
+    # Eligible entries come first even where a score is infinite: a second stable sort, by eligibility.
+    order = order[(~eligible[order]).to(torch.uint8).sort(stable=True).indices]
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+    return (rank < count) & eligible
+
+
+def fraction(count: Tensor, ratio: float) -> Tensor:
+    """``max(1, floor(count * ratio))``, safe from a product that falls a rounding error short of an integer."""
+    return (count.double() * (ratio * (1 + 1e-12))).floor().clamp(min=1).long()

@@ -1,0 +1,180 @@
+"""The record that every loss reads, and the one that every loss returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infotorch.core._checks import check_bool_mask, check_tensor
+from infotorch.core.reduce import zero_outside
+
+_PER_TOKEN = ("log_probs", "old_log_probs", "entropy", "ref_log_probs", "rollout_weights", "advantages")
+_PER_ROW = ("rewards", "group")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """A batch of sampled completions: B rows of T tokens, in nats.
+
+    Shapes are checked once, here. Whatever stands outside ``mask`` is replaced by 0 on the way in, so padding
+    may hold anything (NaN included) and gets no gradient; parts need not think of it again.
+
+    Attributes:
+        log_probs: Log-probability of each sampled token under the current policy, shape ``(B, T)``; the
+            tensor through which losses send their gradient.
+        mask: Boolean, shape ``(B, T)``: True on completion tokens.
+        old_log_probs: The same under the policy that sampled, ``(B, T)``. Default: ``log_probs`` detached,
+            the strictly on-policy case.
+        advantages: ``(B, T)``, or ``(B,)`` to be spread over each row's tokens.
+        entropy: Entropy of the distribution each token was drawn from, ``(B, T)``; with gradient where a
+            regularizer is to act through it.
+        ref_log_probs: Log-probabilities under a reference policy, ``(B, T)``.
+        rewards: One number per completion, ``(B,)``.
+        group: Integer id of each completion's prompt, ``(B,)``.
+        turn: Integer id of each token's turn in a dialogue, ``(B, T)``.
+        rollout_weights: Importance weights ``(B, T)`` that multiply the policy loss (mismatch between the
+            sampling engine and the trainer).
+        num_tokens: Number of valid tokens of the whole optimizer step, over all micro-batches and ranks.
+            Default: this batch's own.
+        num_sequences: Number of sequences, likewise.
+        world_size: Multiplies every loss; set it to the number of ranks together with the global counts, since
+            data parallelism takes the mean of the ranks' gradients.
+        extras: Further tensors with B rows, by name, for parts that need them.
+        validate: Whether to look at the values too (finite on valid tokens). One synchronization on a GPU.
+
+    Raises:
+        TypeError: A field that is no tensor, a mask that is not boolean.
+        ValueError: A shape that does not fit, an empty batch, a value on a valid token that is not finite.
+
+    >>> batch = TokenBatch(log_probs=torch.zeros(2, 3), mask=torch.ones(2, 3, dtype=torch.bool),
+    ...                    advantages=torch.tensor([1.0, -1.0]))
+    >>> batch.advantages
+    tensor([[ 1.,  1.,  1.],
+            [-1., -1., -1.]])
+    """
+
+    log_probs: Tensor
+    mask: Tensor
+    old_log_probs: Tensor | None = None
+    advantages: Tensor | None = None
+    entropy: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    rewards: Tensor | None = None
+    group: Tensor | None = None
+    turn: Tensor | None = None
+    rollout_weights: Tensor | None = None
+    num_tokens: Tensor | float | None = None
+    num_sequences: Tensor | float | None = None
+    world_size: int = 1
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    validate: InitVar[bool] = True
+
+    def __post_init__(self, validate: bool) -> None:
+        self._check_shapes()
+        if validate and not torch.compiler.is_compiling():
+            self._check_values()
+        for name in _PER_TOKEN:
+            value = getattr(self, name)
+            if value is not None:
+                if name == "advantages" and value.ndim == 1:
+                    value = value.unsqueeze(1).expand_as(self.mask)
+                object.__setattr__(self, name, zero_outside(value, self.mask))
+        if self.old_log_probs is None:
+            object.__setattr__(self, "old_log_probs", self.log_probs.detach())
+
+    def _check_shapes(self) -> None:
+        log_probs = check_tensor("log_probs", self.log_probs)
+        if log_probs.ndim != 2:
+            raise ValueError(f"log_probs: expected shape (B, T), got {tuple(log_probs.shape)}")
+        b, t = log_probs.shape
+        if b == 0 or t == 0:
+            raise ValueError(f"log_probs: expected at least one row and one token, got shape ({b}, {t})")
+        check_bool_mask("mask", self.mask, (b, t))
+        for name in (*_PER_TOKEN, "turn", *_PER_ROW):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            shape = tuple(check_tensor(name, value).shape)
+            if name == "advantages" and shape not in ((b, t), (b,)):
+                raise ValueError(f"advantages: expected shape (B, T) or (B,) with B={b}, T={t}, got {shape}")
+            if name in _PER_ROW and shape != (b,):
+                raise ValueError(f"{name}: expected shape (B,) with B={b}, got {shape}")
+            if name not in _PER_ROW and name != "advantages" and shape != (b, t):
+                raise ValueError(f"{name}: expected shape (B, T) with B={b}, T={t}, got {shape}")
+            whole = name in ("group", "turn")
+            if whole == value.is_floating_point():
+                raise TypeError(f"{name}: expected {'integers' if whole else 'floats'}, got {value.dtype}")
+        for name, value in self.extras.items():
+            if check_tensor(f"extras[{name!r}]", value).shape[:1] != (b,):
+                raise ValueError(f"extras[{name!r}]: expected {b} rows, got shape {tuple(value.shape)}")
+
+    def _check_values(self) -> None:
+        names, bad = [], []
+        for name in (*_PER_TOKEN, "rewards"):
+            value = getattr(self, name)
+            if value is not None:
+                names.append(name)
+                wrong = ~value.detach().isfinite()
+                bad.append((wrong & self.mask if wrong.ndim == 2 else wrong).any())
+        for name, is_bad in zip(names, torch.stack(bad).tolist(), strict=True):
+            if is_bad:
+                where = "in every row" if name == "rewards" else "on valid tokens (mask is True)"
+                raise ValueError(f"{name}: expected finite values {where}, got NaN or infinity")
+
+    def require(self, part: str, *names: str) -> None:
+        """Raise a ValueError that names ``part`` and the first of the fields it lacks."""
+        for name in names:
+            if getattr(self, name) is None:
+                shape = "(B,)" if name in _PER_ROW else "(B, T)"
+                raise ValueError(
+                    f"{part} needs TokenBatch.{name}, which is missing: pass {name}=... of shape {shape}"
+                )
+
+    def replace(self, **changes: Any) -> TokenBatch:
+        """A copy with some fields exchanged (shapes are checked, values are not)."""
+        return dataclasses.replace(self, validate=False, **changes)
+
+    def select(self, rows: Tensor | slice) -> TokenBatch:
+        """The given rows of every field, for mini-batches. Global counts stay as they are.
+
+        >>> batch = TokenBatch(log_probs=torch.zeros(4, 2), mask=torch.ones(4, 2, dtype=torch.bool))
+        >>> batch.select(slice(0, 3)).log_probs.shape
+        torch.Size([3, 2])
+        """
+        taken = {
+            name: value[rows]
+            for name in (*_PER_TOKEN, *_PER_ROW, "mask", "turn")
+            if (value := getattr(self, name)) is not None
+        }
+        return self.replace(**taken, extras={name: value[rows] for name, value in self.extras.items()})
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """``log_probs - old_log_probs``, 0 outside the mask, at least float32 (bfloat16 cannot hold a ratio)."""
+        assert self.old_log_probs is not None
+        return widen(self.log_probs) - widen(self.old_log_probs)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Float32 for half precision; anything else as it is."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returns.
+
+    Attributes:
+        loss: Scalar to be minimized.
+        per_token: The values that were aggregated, shape ``(B, T)``, 0 outside the mask.
+        metrics: Detached scalars for the logs.
+    """
+
+    loss: Tensor
+    per_token: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)

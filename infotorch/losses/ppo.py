@@ -1,0 +1,230 @@
+"""The clipped surrogate: PPO, dual clip, DAPO's clip-higher, TRL's two-sided clip; and GSPO's sequence ratio.
+
+References:
+    J. Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv:1707.06347.
+    D. Ye et al., "Mastering Complex Control in MOBA Games" (dual clip), 2019, arXiv:1912.09729.
+    Q. Yu et al., "DAPO", 2025, arXiv:2503.14476.
+    C. Zheng et al., "Group Sequence Policy Optimization", 2025, arXiv:2507.18071.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infotorch.core._checks import check_choice, check_range
+from infotorch.core.reduce import Aggregation, masked_mean
+from infotorch.losses.batch import LossOutput, TokenBatch
+from infotorch.losses.registry import Part, register
+
+AggregationLike = str | Mapping[str, Any] | Aggregation
+
+
+def reduce_loss(
+    batch: TokenBatch,
+    per_token: Tensor,
+    aggregation: AggregationLike = "token-mean",
+    metrics: Mapping[str, Tensor] | None = None,
+    *,
+    mask: Tensor | None = None,
+    num_tokens: Tensor | None = None,
+) -> LossOutput:
+    """Weight by ``rollout_weights``, aggregate with the batch's global counts, and detach the metrics.
+
+    ``mask`` replaces the batch's own where a method divides by the tokens it kept, ``num_tokens`` is then
+    their global count.
+    """
+    if batch.rollout_weights is not None:
+        per_token = per_token * batch.rollout_weights
+    return aggregate_loss(batch, per_token, aggregation, metrics, mask=mask, num_tokens=num_tokens)
+
+
+def aggregate_loss(
+    batch: TokenBatch,
+    per_token: Tensor,
+    aggregation: AggregationLike = "token-mean",
+    metrics: Mapping[str, Tensor] | None = None,
+    *,
+    mask: Tensor | None = None,
+    num_tokens: Tensor | None = None,
+) -> LossOutput:
+    """The same without ``rollout_weights``, which concern the policy loss alone."""
+    kept = batch.mask if mask is None else mask
+    per_token = torch.where(kept, per_token, 0.0)
+    loss = Aggregation.of(aggregation)(
+        per_token,
+        kept,
+        num_tokens=batch.num_tokens if mask is None else num_tokens,
+        num_sequences=batch.num_sequences,
+        world_size=batch.world_size,
+    )
+    return LossOutput(loss, per_token, {k: v.detach() for k, v in (metrics or {}).items()})
+
+
+def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None) -> None:
+    """Raise for clip widths that no method can mean."""
+    check_range("clip_low", clip_low, 0.0)
+    check_range("clip_high", clip_high, 0.0)
+    if dual_clip is not None:
+        check_range("dual_clip", dual_clip, 1.0, low_open=True)
+
+
+def bounded(log_ratio: Tensor, bound: float | None) -> Tensor:
+    """Clamp log-ratios to ``+-bound``; beyond it the ratio is constant and sends no gradient."""
+    return log_ratio if bound is None else log_ratio.clamp(-bound, bound)
+
+
+def clipped_surrogate(
+    log_ratio: Tensor,
+    batch: TokenBatch,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    ratio_cap: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Per-token clipped loss for ratios ``exp(log_ratio)`` (``(B, T)``, or ``(B, 1)`` one a row), and metrics."""
+    assert batch.advantages is not None
+    advantages = batch.advantages
+    ratio = log_ratio.exp()
+    free = -advantages * (ratio if ratio_cap is None else ratio.clamp(max=ratio_cap))
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(free, clipped)
+    lower = torch.zeros_like(batch.mask)
+    if dual_clip is not None:
+        ceiling = -advantages * dual_clip
+        lower = (loss > ceiling) & (advantages < 0)
+        loss = torch.where(advantages < 0, torch.minimum(loss, ceiling), loss)
+    seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
+    outside = ((seen < 1 - clip_low) & (advantages < 0)) | ((seen > 1 + clip_high) & (advantages > 0))
+    if ratio.shape[1] == 1:  # one ratio a row: count rows, empty ones too
+        region = outside.any(1).to(loss.dtype).mean()
+    else:
+        region = masked_mean(outside.to(loss.dtype), batch.mask)
+    return loss, {
+        "clip_fraction": masked_mean((clipped > free).to(loss.dtype), batch.mask),
+        "clip_fraction_lower": masked_mean(lower.to(loss.dtype), batch.mask),
+        "clip_region": region,
+        "approx_kl": masked_mean(-batch.log_ratio, batch.mask),
+    }
+
+
+@register("ppo", "policy", requires=("advantages",))
+def ppo(
+    batch: TokenBatch,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = 3.0,
+    ratio_cap: float | None = None,
+    log_ratio_bound: float | None = 20.0,
+    aggregation: AggregationLike = "token-mean",
+) -> LossOutput:
+    r"""PPO's clipped surrogate with dual clip.
+
+    .. math:: \ell = \max(-A r,\; -A\,\mathrm{clip}(r, 1 - \epsilon_-, 1 + \epsilon_+)), \qquad
+              \ell \leftarrow \min(\ell, -A c) \text{ where } A < 0
+
+    with :math:`r = \exp(\log \pi - \log \pi_{old})`. DAPO's clip-higher is ``clip_high=0.28``.
+
+    Args:
+        batch: Reads ``log_probs``, ``old_log_probs``, ``advantages``.
+        clip_low: Width of the clip below 1.
+        clip_high: Width above 1.
+        dual_clip: Bound ``c > 1`` on the ratio where the advantage is negative; None for none.
+        ratio_cap: TRL's ``delta``: caps the unclipped ratio for both signs of the advantage.
+        log_ratio_bound: Log-ratios are clamped to this size and send no gradient beyond (None as TRL).
+        aggregation: How tokens become a scalar, see :func:`infotorch.core.aggregate`.
+
+    Returns:
+        Loss and the metrics ``clip_fraction``, ``clip_fraction_lower``, ``clip_region``, ``approx_kl``.
+
+    Raises:
+        ValueError: Missing advantages, a negative clip width, ``dual_clip <= 1``.
+
+    Reference: J. Schulman et al., 2017, arXiv:1707.06347; D. Ye et al., 2019, arXiv:1912.09729.
+
+    Deviations: an empty mask gives loss 0 (verl: NaN).
+
+    >>> log_probs = torch.tensor([[0.5, 0.0]])
+    >>> batch = TokenBatch(log_probs=log_probs, old_log_probs=torch.zeros(1, 2),
+    ...                    mask=torch.ones(1, 2, dtype=torch.bool), advantages=torch.ones(1))
+    >>> ppo(batch).per_token  # exp(0.5) = 1.65 is clipped to 1.2
+    tensor([[-1.2000, -1.0000]])
+    """
+    batch.require("ppo", "advantages")
+    check_clip(clip_low, clip_high, dual_clip)
+    per_token, metrics = clipped_surrogate(
+        bounded(batch.log_ratio, log_ratio_bound),
+        batch,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        ratio_cap=ratio_cap,
+    )
+    return reduce_loss(batch, per_token, aggregation, metrics)
+
+
+@register("gspo", "policy", requires=("advantages",), surrogate=True)
+def gspo(
+    batch: TokenBatch,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    form: str = "token",
+    ratio_cap: float | None = None,
+    log_ratio_bound: float | None = 10.0,
+    aggregation: AggregationLike = "seq-mean-token-mean",
+) -> LossOutput:
+    r"""GSPO: one importance ratio a sequence, the geometric mean of its tokens' ratios.
+
+    .. math:: s_i = \exp\Big(\frac{1}{n_i} \sum_t m_{it} (\log \pi_{it} - \log \pi^{old}_{it})\Big)
+
+    in place of the token's ratio, then the plain clip (no dual clip). Widths are far smaller than PPO's
+    because a geometric mean moves little.
+
+    Args:
+        batch: Reads ``log_probs``, ``old_log_probs``, ``advantages``.
+        clip_low: Width of the clip below 1.
+        clip_high: Width above 1.
+        form: ``"token"`` routes each token's gradient through its own log-probability (verl; token-wise
+            advantages are respected), ``"sequence"`` through the mean (TRL). Value and gradient agree where a
+            row's advantage is constant.
+        ratio_cap: TRL's ``delta``.
+        log_ratio_bound: Upper bound on the log-ratio; None for none.
+        aggregation: How tokens become a scalar; the paper's is the default.
+
+    Raises:
+        ValueError: Missing advantages, a negative clip width, an unknown form.
+
+    Reference: C. Zheng et al., 2025, arXiv:2507.18071.
+
+    >>> batch = TokenBatch(log_probs=torch.tensor([[0.2, 0.0]]), old_log_probs=torch.zeros(1, 2),
+    ...                    mask=torch.ones(1, 2, dtype=torch.bool), advantages=-torch.ones(1))
+    >>> gspo(batch).loss  # exp(0.1), a negative advantage leaves it unclipped
+    tensor(1.1052)
+    """
+    batch.require("gspo", "advantages")
+    check_clip(clip_low, clip_high)
+    check_choice("form", form, ("token", "sequence"))
+    log_ratio = batch.log_ratio
+    mean = masked_mean(log_ratio, batch.mask, dim=1).unsqueeze(1)
+    if form == "token":
+        mean = mean.detach() + log_ratio - log_ratio.detach()
+    if log_ratio_bound is not None:
+        mean = mean.clamp(max=log_ratio_bound)
+    per_token, metrics = clipped_surrogate(
+        mean, batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap
+    )
+    return reduce_loss(batch, per_token, aggregation, metrics)
+
+
+class PPO(Part, name="ppo"):
+    """Module of :func:`ppo`."""
+
+
+class GSPO(Part, name="gspo"):
+    """Module of :func:`gspo`."""

@@ -1,0 +1,156 @@
+"""One table from names to parts; recipes, adapters, contract tests and documentation are generated from it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+
+from infotorch.core._checks import check_choice, did_you_mean
+from infotorch.losses.batch import TokenBatch
+
+KINDS = ("reward", "advantage", "policy", "regularizer")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What the registry knows of a part.
+
+    Attributes:
+        name: Unique name.
+        kind: ``reward`` (returns rewards ``(B,)``), ``advantage`` (returns ``(B, T)``), ``policy`` or
+            ``regularizer`` (both return a :class:`LossOutput`).
+        function: The pure function.
+        module: The module of the same stem, which holds options and state.
+        requires: Optional fields of :class:`TokenBatch` that the part reads.
+        surrogate: The gradient is by design not that of the value (stop-gradients), so that finite
+            differences say nothing.
+        neutral: Options under which the part equals ``base``.
+        base: Name of the part it then equals; None for a regularizer that vanishes.
+        example: Options for tests and tables, where the defaults would do nothing on a small batch.
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., Any]
+    requires: tuple[str, ...] = ()
+    surrogate: bool = False
+    neutral: Mapping[str, Any] | None = None
+    base: str | None = None
+    example: Mapping[str, Any] = field(default_factory=dict)
+    module: type[Part] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Names and defaults of the function's options."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        return {p.name: p.default for p in parameters}
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+
+_REGISTRY: dict[str, PartInfo] = {}
+
+
+def register(name: str, kind: str, **about: Any) -> Callable[[F], F]:
+    """Decorator that enters a pure function into the registry; see :class:`PartInfo` for the fields.
+
+    Raises:
+        ValueError: The name is taken or the kind unknown.
+    """
+    check_choice("kind", kind, KINDS)
+
+    def enter(function: F) -> F:
+        if name in _REGISTRY:
+            raise ValueError(f"name: {name!r} is registered already")
+        _REGISTRY[name] = PartInfo(name=name, kind=kind, function=function, **about)
+        return function
+
+    return enter
+
+
+def names(kind: str | None = None) -> list[str]:
+    """Names of all registered parts, or of those of one kind, sorted.
+
+    >>> "ppo" in names("policy")
+    True
+    """
+    return sorted(name for name, info in _REGISTRY.items() if kind is None or info.kind == kind)
+
+
+def info(name: str) -> PartInfo:
+    """Look a part up.
+
+    Raises:
+        ValueError: Unknown name; the message suggests the nearest.
+    """
+    check_choice("part", name, names())
+    return _REGISTRY[name]
+
+
+def build(spec: str | Mapping[str, Any] | Part, kind: str | None = None) -> Part:
+    """A part from its name, from ``{"name": ..., **options}``, or as it is.
+
+    Raises:
+        ValueError: Unknown name or option, or a part of another kind.
+
+    >>> build({"name": "ppo", "clip_high": 0.28})
+    PPO(clip_high=0.28)
+    """
+    if isinstance(spec, Part):
+        part = spec
+    else:
+        options = {"name": spec} if isinstance(spec, str) else dict(spec)
+        if "name" not in options:
+            raise ValueError(f"part: expected a name or a mapping with the key 'name', got keys {list(options)}")
+        found = info(options.pop("name"))
+        assert found.module is not None, f"{found.name} has no module"
+        part = found.module(**options)
+    if kind is not None and part.info.kind != kind:
+        raise ValueError(f"{part.info.name}: expected a part of kind {kind!r}, got {part.info.kind!r}")
+    return part
+
+
+class Part(nn.Module):
+    """A registered function together with its options; parts with running state override :meth:`forward`.
+
+    >>> from infotorch.losses import PPO
+    >>> PPO(clip_low=0.1)
+    PPO(clip_low=0.1)
+    """
+
+    info: ClassVar[PartInfo]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.info = _REGISTRY[name] = replace(_REGISTRY[name], module=cls)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        accepted = self.info.options
+        for option in options:
+            if option not in accepted:
+                raise ValueError(
+                    f"{self.info.name}: unknown option {option!r}{did_you_mean(option, accepted)}; "
+                    f"accepted: {', '.join(accepted)}"
+                )
+        self.options = options
+
+    def forward(self, batch: TokenBatch) -> Any:
+        """Apply the function with this part's options."""
+        return self.info.function(batch, **self.options)
+
+    def after_step(self) -> None:
+        """Called once after every optimizer step; parts with a controller override it."""
+
+    def extra_repr(self) -> str:
+        """Options that were set."""
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items())
