@@ -1,0 +1,79 @@
+"""Golden vectors: one loader, one parametrization by the cases that the file holds.
+
+A conformance module names its file in ``SLUG``; every test of it that takes ``case`` runs once per case found.
+``INFOTORCH_GOLDEN`` names another folder of files with the same structure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py beside this file
+FOLDER = Path(os.environ.get("INFOTORCH_GOLDEN") or Path(__file__).parent / "golden")
+
+
+@dataclass
+class Case:
+    """Inputs, outputs and parameters of one case; it notes which outputs were compared."""
+
+    name: str
+    params: dict[str, Any]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    seen: set[str] = field(default_factory=set)
+
+    def out(self, name: str) -> Tensor:
+        """An expected output."""
+        self.seen.add(name)
+        return self.outputs[name]
+
+    def close(self, name: str, actual: Tensor, *, rtol: float = 1e-9, atol: float = 1e-10) -> None:
+        """Assert that ``actual`` is the expected output ``name``."""
+        expected = self.out(name)
+        actual = torch.as_tensor(actual).detach()
+        torch.testing.assert_close(
+            actual.to(expected.dtype), expected, rtol=rtol, atol=atol, msg=lambda m: f"{self.name}/{name}: {m}"
+        )
+
+    def allow_params(self, *names: str) -> None:
+        """A parameter that the test does not know is a failure."""
+        unknown = set(self.params) - set(names) - {"source", "note"}
+        assert not unknown, f"{self.name}: parameters {sorted(unknown)} are not known to this test"
+
+    def all_seen(self) -> None:
+        """An output that the test did not compare is a failure."""
+        missed = set(self.outputs) - self.seen
+        assert not missed, f"{self.name}: outputs {sorted(missed)} were not compared"
+
+
+def load(slug: str) -> dict[str, Case]:
+    """All cases of a golden file."""
+    cases: dict[str, Case] = {}
+    with np.load(FOLDER / f"{slug}.npz", allow_pickle=False) as archive:
+        for key in archive.files:
+            name, _, rest = key.partition("/")
+            case = cases.setdefault(name, Case(name, {}, {}, {}))
+            if rest == "params":
+                case.params = json.loads(str(archive[key]))
+            else:
+                direction, _, field_name = rest.partition("/")
+                target = {"in": case.inputs, "out": case.outputs}[direction]
+                target[field_name] = torch.as_tensor(archive[key])
+    return cases
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        cases = load(metafunc.module.SLUG)
+        assert cases, f"{metafunc.module.SLUG}: the golden file holds no case"
+        metafunc.parametrize("case", cases.values(), ids=cases.keys())

@@ -1,0 +1,62 @@
+"""What several conformance modules share: a batch from a case, and a loss with its gradient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infotorch.core import Aggregation
+from infotorch.losses import LossOutput, TokenBatch
+
+# verl divides a row's sum by its count plus 1e-8.
+VERL_MODES = {
+    mode: Aggregation(mode, row_eps=1e-8)
+    for mode in ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+}
+
+
+def dispatch(case, checks: dict[str, Callable[[Any], None]]) -> None:
+    """Run the check whose pattern matches the case's name; a case that none knows is a failure."""
+    for pattern, check in checks.items():
+        if re.fullmatch(pattern, case.name):
+            check(case)
+            case.all_seen()
+            return
+    raise AssertionError(f"{case.name}: no check knows this case")
+
+
+@dataclass
+class Result:
+    """A loss and its gradient with respect to the log-probabilities."""
+
+    out: LossOutput
+    grad: Tensor
+
+
+def differentiate(function, make_batch, **options: Any) -> Result:
+    """Run a loss on a fresh batch and differentiate it with respect to the tensor that went in."""
+    leaf: list[Tensor] = []
+    out = function(make_batch(leaf), **options)
+    (grad,) = torch.autograd.grad(out.loss, leaf[0], allow_unused=True)
+    return Result(out, torch.zeros_like(leaf[0]) if grad is None else grad)
+
+
+def from_case(case, mask: str = "response_mask", **more: Any):
+    """A function that builds the case's batch and hands its leaf tensor out."""
+
+    def make(leaf: list[Tensor]) -> TokenBatch:
+        leaf.append(case.inputs["log_prob"].clone().requires_grad_())
+        return TokenBatch(
+            log_probs=leaf[0],
+            old_log_probs=case.inputs["old_log_prob"],
+            advantages=case.inputs["advantages"],
+            mask=case.inputs[mask].bool(),
+            **more,
+        )
+
+    return make
