@@ -24,6 +24,9 @@ NUM_VALUES = 7
 SHIFT, LOG_S1, NUCLEUS_SIZE, NUCLEUS_LOG_MASS = range(4)
 NUM_SAVED = 4
 
+# An eager backend wants tiles that fit its buffers, and only rows that are to be computed.
+FUSED = False
+
 _FLOOR = -1e4  # below this exp is exactly 0 in every type, while products with d stay finite
 
 

@@ -12,12 +12,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from infotorch.core import _tiles
+from infotorch.core import _products, _tiles
 
 # Elements per tile. On a CPU a tile and its buffers should stay in the last-level cache; on a GPU a tile
-# should fill the machine.
+# should fill the machine (4096 x 8192: 128 MiB of float32).
 _CPU_TILE = 1 << 19
-_GPU_TILE = 1 << 26
+_GPU_TILE = 1 << 25
 
 HIGHER = ("varentropy", "collision", "entropy_covariance")
 
@@ -38,6 +38,14 @@ def tile_backend(device: torch.device, backend: str, dtype: torch.dtype) -> Modu
         else:
             return tiles
     return _tiles
+
+
+def skips_rows(logits: Tensor, backend: str) -> bool:
+    """Whether the backend takes all logits at once and skips rows by itself.
+
+    The host then need not know which rows are wanted, and does not wait for the device to tell.
+    """
+    return tile_backend(logits.device, backend, logits.dtype).FUSED
 
 
 def _rows_per_tile(columns: int, device: torch.device) -> int:
@@ -86,12 +94,15 @@ def fold_logits(
     square: bool,
     backend: str,
 ) -> Tensor:
-    """Partial sums ``[7, N]`` of every active row of the logits."""
+    """Partial sums ``[7, N]`` of every active row of the logits; none at rows whose ``inv_t`` is 0."""
     tiles = tile_backend(logits.device, backend, logits.dtype)
-    rows, v = _Rows(logits, active), logits.shape[-1]
     dtype = accumulator(logits.dtype)
-    partials = _tiles.empty_partials(rows.lead.numel(), dtype, logits.device)
+    partials = _tiles.empty_partials(inv_t.shape[0], dtype, logits.device)
     scratch = _tiles.Scratch(dtype, logits.device)
+    if tiles.FUSED and active is None:
+        tiles.fold_tile(logits, labels, start, inv_t, partials, second=second, square=square, scratch=scratch)
+        return partials
+    rows, v = _Rows(logits, active), logits.shape[-1]
     for block in _blocks(rows.count, _rows_per_tile(v, logits.device)):
         index, x = rows.index(block), rows[block]
         own = partials[:, index].contiguous()
@@ -115,14 +126,29 @@ def grad_logits(
 ) -> Tensor:
     """Gradient of the logits from ``grad [7, N]``; rows whose upstream gradient is zero are not computed."""
     tiles = tile_backend(logits.device, backend, logits.dtype)
-    live = (grad != 0).any(0)
-    active = live.nonzero().squeeze(1)
+    scratch = _tiles.Scratch(accumulator(logits.dtype), logits.device)
+    shape = (inv_t.shape[0], logits.shape[-1])
+    if tiles.FUSED and not nucleus:
+        result = torch.empty(shape, dtype=logits.dtype, device=logits.device)
+        tiles.grad_tile(
+            logits,
+            labels,
+            start,
+            inv_t,
+            values,
+            saved,
+            grad,
+            higher=higher,
+            nucleus=False,
+            scratch=scratch,
+            out=result,
+        )
+        return result.view(logits.shape)
+    active = (grad != 0).any(0).nonzero().squeeze(1)
     rows, v = _Rows(logits, active), logits.shape[-1]
     everything = rows.active is None
-    shape = (rows.lead.numel(), v)
     new = torch.empty if everything else torch.zeros
     result = new(shape, dtype=logits.dtype, device=logits.device)
-    scratch = _tiles.Scratch(accumulator(logits.dtype), logits.device)
     direct = everything and logits.dtype == scratch.dtype
     for block in _blocks(rows.count, _rows_per_tile(v, logits.device)):
         i = rows.index(block)
@@ -163,13 +189,9 @@ def fold_nucleus_logits(
         values[:, i], saved[:, i] = own_values, own_saved
 
 
-def clear_inactive(values: Tensor, active: Tensor | None) -> Tensor:
+def clear_inactive(values: Tensor, mask: Tensor | None) -> Tensor:
     """Zero the values of rows that were not computed."""
-    if active is None:
-        return values
-    kept = torch.zeros_like(values)
-    kept[:, active] = values[:, active]
-    return kept
+    return values if mask is None else values.masked_fill(~mask, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -182,23 +204,34 @@ class _Head:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: int | None) -> None:
         self.dtype = accumulator(hidden.dtype)
-        self.hidden, self.weight, self.bias = hidden.to(self.dtype), weight, bias
+        self.operand = _products.operand_dtype(hidden.dtype, self.dtype, hidden.device)
+        self.hidden, self.weight, self.bias = hidden.to(self.operand), weight, bias
         n, v = hidden.shape[0], weight.shape[0]
         budget = (_CPU_TILE << 1) if hidden.device.type == "cpu" else _GPU_TILE
         self.rows = max(1, min(n, budget // columns)) if columns else max(1, min(n, 4096))
         self.columns = columns or max(1, min(v, budget // self.rows))
         self.buffer = torch.empty(self.rows * self.columns, dtype=self.dtype, device=hidden.device)
+        self.half_buffer = self.buffer.new_empty(0, dtype=self.operand)
 
     def weights(self, block: slice) -> Tensor:
-        """One block of the output weight, widened."""
-        return self.weight[block].to(self.dtype)
+        """One block of the output weight, as an operand."""
+        return self.weight[block].to(self.operand)
 
-    def logits(self, rows: slice, block: slice, wide: Tensor) -> Tensor:
+    def logits(self, rows: slice, block: slice, weights: Tensor) -> Tensor:
         """The tile of logits, in a buffer that the next call overwrites."""
         shape = (rows.stop - rows.start, block.stop - block.start)
         out = self.buffer[: shape[0] * shape[1]].view(shape)
-        torch.mm(self.hidden[rows], wide.t(), out=out)
+        _products.multiply(self.hidden[rows], weights.t(), out)
         return out if self.bias is None else out.add_(self.bias[block].to(self.dtype))
+
+    def narrow_out(self, rows: slice, block: slice) -> Tensor | None:
+        """Memory for the tile's gradient as an operand; None where the tile's own memory will do."""
+        if self.operand == self.dtype:
+            return None
+        shape = (rows.stop - rows.start, block.stop - block.start)
+        if self.half_buffer.numel() == 0:
+            self.half_buffer = self.half_buffer.new_empty(self.buffer.numel())
+        return self.half_buffer[: shape[0] * shape[1]].view(shape)
 
 
 def fold_hidden(
@@ -218,21 +251,19 @@ def fold_hidden(
     partials = _tiles.empty_partials(hidden.shape[0], head.dtype, hidden.device)
     scratch = _tiles.Scratch(head.dtype, hidden.device)
     for block in _blocks(weight.shape[0], head.columns):
-        wide = head.weights(block)
+        weights = head.weights(block)
         for rows in _blocks(hidden.shape[0], head.rows):
-            own = partials[:, rows].contiguous()
             tiles.fold_tile(
-                head.logits(rows, block, wide),
+                head.logits(rows, block, weights),
                 None if labels is None else labels[rows],
                 start + block.start,
                 inv_t[rows],
-                own,
+                partials[:, rows],
                 second=second,
                 square=square,
                 scratch=scratch,
                 overwrite=True,
             )
-            partials[:, rows] = own
     return partials
 
 
@@ -249,12 +280,10 @@ def fold_nucleus_hidden(
     """Fill in the top-p entropy, a few whole rows at a time (a nucleus needs the row sorted)."""
     head = _Head(hidden, weight, bias, weight.shape[0])
     whole = slice(0, weight.shape[0])
-    wide = head.weights(whole)
+    weights = head.weights(whole)
     for rows in _blocks(hidden.shape[0], head.rows):
-        own_values, own_saved = values[:, rows].contiguous(), saved[:, rows].contiguous()
-        tile = head.logits(rows, whole, wide)
-        _tiles.fold_nucleus(tile, inv_t[rows], own_values, own_saved, top_p, include_crossing)
-        values[:, rows], saved[:, rows] = own_values, own_saved
+        tile = head.logits(rows, whole, weights)
+        _tiles.fold_nucleus(tile, inv_t[rows], values[:, rows], saved[:, rows], top_p, include_crossing)
 
 
 def grad_hidden(
@@ -286,43 +315,52 @@ def grad_hidden(
     labels = None if labels is None else take(labels)
 
     head = _Head(h, weight, bias, weight.shape[0] if nucleus else None)
-    empty = hidden.new_empty(0)
-    wide_h = torch.zeros(h.shape, dtype=head.dtype, device=h.device) if needs[0] else empty
-    grad_w = torch.zeros(weight.shape, dtype=weight.dtype, device=h.device) if needs[1] else empty
-    grad_b = torch.zeros(weight.shape[0], dtype=head.dtype, device=h.device) if needs[2] else empty
+    # An operator's results may not share memory, so each absence is a tensor of its own.
+    grad_h, grad_w, grad_b = (hidden.new_empty(0) for _ in range(3))
+    wide_h = wide_b = grad_h
+    if needs[0]:
+        wide_h = torch.zeros(h.shape, dtype=head.dtype, device=h.device)
+    if needs[1]:
+        grad_w = torch.zeros(weight.shape, dtype=weight.dtype, device=h.device)
+    if needs[2]:
+        wide_b = torch.zeros(weight.shape[0], dtype=head.dtype, device=h.device)
     scratch = _tiles.Scratch(head.dtype, h.device)
     for block in _blocks(weight.shape[0], head.columns):
-        wide = head.weights(block)
+        weights = head.weights(block)
         # Rows are the inner loop, so that each block of the weight's gradient is summed in full precision.
         same = grad_w.dtype == head.dtype
-        block_w = (grad_w[block] if same else torch.zeros_like(wide)) if needs[1] else empty
+        block_w = grad_w
+        if needs[1]:
+            block_w = grad_w[block] if same else torch.zeros(weights.shape, dtype=head.dtype, device=h.device)
         for rows in _blocks(h.shape[0], head.rows):
             tile = tiles.grad_tile(
-                head.logits(rows, block, wide),
+                head.logits(rows, block, weights),
                 None if labels is None else labels[rows],
                 start + block.start,
                 inv_t[rows],
-                values[:, rows].contiguous(),
-                saved[:, rows].contiguous(),
-                grad[:, rows].contiguous(),
+                values[:, rows],
+                saved[:, rows],
+                grad[:, rows],
                 higher=higher,
                 nucleus=nucleus,
                 scratch=scratch,
+                out=head.narrow_out(rows, block) if tiles.FUSED else None,
                 overwrite=True,
-            )
+            ).to(head.operand)
             if needs[0]:
-                wide_h[rows].addmm_(tile, wide)
+                _products.accumulate(wide_h[rows], tile, weights)
             if needs[1]:
-                block_w.addmm_(tile.t(), head.hidden[rows])
+                _products.accumulate(block_w, tile.t(), head.hidden[rows])
             if needs[2]:
-                grad_b[block] += tile.sum(0)
+                wide_b[block] += tile.sum(0, dtype=head.dtype)
         if needs[1] and not same:
             grad_w[block] = block_w.to(grad_w.dtype)
-    grad_h = empty
     if needs[0]:
         grad_h = wide_h.to(hidden.dtype)
         if active is not None:
             grad_h = torch.zeros_like(hidden, memory_format=torch.contiguous_format).index_copy_(
                 0, active, grad_h
             )
-    return grad_h, grad_w, grad_b if bias is None else grad_b.to(bias.dtype)
+    if needs[2] and bias is not None:
+        grad_b = wide_b.to(bias.dtype)
+    return grad_h, grad_w, grad_b

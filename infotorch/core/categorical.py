@@ -148,9 +148,7 @@ def _two(
     p, log_p = _resolve(p_logits, p_probs)
     q, log_q = _resolve(q_logits, q_probs)
     if p.shape[-1] != q.shape[-1]:
-        raise ValueError(
-            f"q: expected {p.shape[-1]} categories in the last dimension as p has, got {q.shape[-1]}"
-        )
+        raise ValueError(f"q: expected {p.shape[-1]} categories in the last dimension as p has, got {q.shape[-1]}")
     return p, log_p, q, log_q
 
 

@@ -6,6 +6,7 @@ NaN and infinities included, and gets a gradient of exactly zero. An empty mask 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,11 +203,11 @@ class Aggregation:
         check_choice("aggregation", self.mode, AGGREGATION_MODES)
 
     @classmethod
-    def of(cls, value: str | dict[str, Any] | Aggregation) -> Aggregation:
+    def of(cls, value: str | Mapping[str, Any] | Aggregation) -> Aggregation:
         """Build one from a mode's name, a mapping of its fields, or another ``Aggregation``."""
         if isinstance(value, Aggregation):
             return value
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return cls(**value)
         return cls(value)
 

@@ -240,9 +240,7 @@ def _common(
 
 def _record(values: Tensor, lead: torch.Size, labelled: bool, extras: Collection[str]) -> TokenStats:
     rows = [row.reshape(lead) for row in values.unbind(0)]
-    wanted = {
-        name: rows[index] for index, name in enumerate(EXTRAS, start=_tiles.VARENTROPY) if name in extras
-    }
+    wanted = {name: rows[index] for index, name in enumerate(EXTRAS, start=_tiles.VARENTROPY) if name in extras}
     return TokenStats(
         log_probs=rows[_tiles.LOG_PROB] if labelled else None,
         entropy=rows[_tiles.ENTROPY],
@@ -260,18 +258,42 @@ def _active(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.nonzero().squeeze(1)
 
 
-def _check_values(labels: Tensor | None, active: Tensor | None, inv_t: Tensor, vocab: int) -> None:
+def _check_values(labels: Tensor | None, mask: Tensor | None, inv_t: Tensor, vocab: int) -> None:
     """Range checks that look at data; only where looking is free of a device synchronization."""
     if inv_t.device.type != "cpu":
         return
-    used = inv_t if active is None else inv_t[active]
+    used = inv_t if mask is None else inv_t[mask]
     if used.numel() and not bool(((used > 0) & used.isfinite()).all()):
         raise ValueError("temperature: expected positive finite numbers at every valid token")
     if labels is not None:
-        used = labels if active is None else labels[active]
+        used = labels if mask is None else labels[mask]
         if used.numel() and (int(used.min()) < 0 or int(used.max()) >= vocab):
             wrong = int(used.max()) if int(used.max()) >= vocab else int(used.min())
             raise ValueError(f"labels: expected token ids in [0, {vocab}), got {wrong} (mask out padding)")
+
+
+def _fold_logits(
+    logits: Tensor,
+    labels: Tensor | None,
+    start: int,
+    inv_t: Tensor,
+    mask: Tensor | None,
+    second: bool,
+    square: bool,
+    backend: str,
+) -> Tensor:
+    """Partial sums of the rows under the mask, without a device synchronization where the backend can."""
+    active = None
+    if mask is not None and _token_ops.skips_rows(logits, backend):
+        inv_t = inv_t.masked_fill(~mask, 0)
+    else:
+        active = _active(mask)
+    return _token_ops.fold_logits(logits, labels, start, inv_t, active, second, square, backend)
+
+
+def _masked(grad: Tensor, mask: Tensor | None) -> Tensor:
+    # Not a product: what comes back to a masked row may well be NaN.
+    return grad if mask is None else grad.masked_fill(~mask, 0)
 
 
 @torch.library.custom_op("infotorch::token_stats", mutates_args=())
@@ -286,13 +308,12 @@ def _logits_op(
     include_crossing: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    active = _active(mask)
-    _check_values(labels, active, inv_t, logits.shape[-1])
-    partials = _token_ops.fold_logits(logits, labels, 0, inv_t, active, second, square, backend)
+    _check_values(labels, mask, inv_t, logits.shape[-1])
+    partials = _fold_logits(logits, labels, 0, inv_t, mask, second, square, backend)
     values, saved = _tiles.finalize(partials, inv_t)
     if top_p > 0:
-        _token_ops.fold_nucleus_logits(logits, inv_t, active, values, saved, top_p, include_crossing)
-    return _token_ops.clear_inactive(values, active), saved
+        _token_ops.fold_nucleus_logits(logits, inv_t, _active(mask), values, saved, top_p, include_crossing)
+    return _token_ops.clear_inactive(values, mask), saved
 
 
 @torch.library.custom_op("infotorch::token_stats_from_hidden", mutates_args=())
@@ -310,7 +331,7 @@ def _hidden_op(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     active = _active(mask)
-    _check_values(labels, active, inv_t, weight.shape[0])
+    _check_values(labels, mask, inv_t, weight.shape[0])
     own_labels = labels
     if active is not None:
         hidden, inv_t = hidden[active], inv_t[active]
@@ -353,7 +374,7 @@ def _logits_backward_op(
     nucleus: bool,
     backend: str,
 ) -> Tensor:
-    grad = grad if mask is None else grad * mask
+    grad = _masked(grad, mask)
     return _token_ops.grad_logits(grad, logits, labels, 0, inv_t, values, saved, higher, nucleus, backend)
 
 
@@ -380,7 +401,7 @@ def _hidden_backward_op(
     need_bias: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad = grad if mask is None else grad * mask
+    grad = _masked(grad, mask)
     needs = (need_hidden, need_weight, need_bias)
     return _token_ops.grad_hidden(
         grad, hidden, weight, bias, labels, 0, inv_t, values, saved, higher, nucleus, needs, backend
@@ -462,10 +483,9 @@ class _ShardedLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, common: tuple[Any, ...], shard: VocabShard) -> Tensor:
         labels, mask, inv_t, second, square, _, _, backend = common
-        active = _active(mask)
-        partials = _token_ops.fold_logits(logits, labels, shard.start, inv_t, active, second, square, backend)
+        partials = _fold_logits(logits, labels, shard.start, inv_t, mask, second, square, backend)
         values, saved = _tiles.finalize(_combine(partials, inv_t, shard.group), inv_t)
-        values = _token_ops.clear_inactive(values, active)
+        values = _token_ops.clear_inactive(values, mask)
         ctx.save_for_backward(logits, labels, mask, inv_t, values, saved)
         ctx.options = (shard.start, second or square, backend)
         return values
@@ -474,10 +494,8 @@ class _ShardedLogits(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, mask, inv_t, values, saved = ctx.saved_tensors
         start, higher, backend = ctx.options
-        grad = grads[0] if mask is None else grads[0] * mask
-        local = _token_ops.grad_logits(
-            grad, logits, labels, start, inv_t, values, saved, higher, False, backend
-        )
+        grad = _masked(grads[0], mask)
+        local = _token_ops.grad_logits(grad, logits, labels, start, inv_t, values, saved, higher, False, backend)
         return local, None, None
 
 
@@ -496,7 +514,7 @@ class _ShardedHidden(torch.autograd.Function):
             hidden, weight, bias, labels, shard.start, inv_t, second, square, backend
         )
         values, saved = _tiles.finalize(_combine(partials, inv_t, shard.group), inv_t)
-        values = _token_ops.clear_inactive(values, _active(mask))
+        values = _token_ops.clear_inactive(values, mask)
         ctx.save_for_backward(hidden, weight, bias, labels, mask, inv_t, values, saved)
         ctx.options = (shard, second or square, backend)
         return values
@@ -505,7 +523,7 @@ class _ShardedHidden(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, mask, inv_t, values, saved = ctx.saved_tensors
         shard, higher, backend = ctx.options
-        grad = grads[0] if mask is None else grads[0] * mask
+        grad = _masked(grads[0], mask)
         needs = tuple(ctx.needs_input_grad[:3])
         local = _token_ops.grad_hidden(
             grad,

@@ -22,7 +22,8 @@ class TokenBatch:
     """A batch of sampled completions: B rows of T tokens, in nats.
 
     Shapes are checked once, here. Whatever stands outside ``mask`` is replaced by 0 on the way in, so padding
-    may hold anything (NaN included) and gets no gradient; parts need not think of it again.
+    may hold anything (NaN included) and gets no gradient; half precision is widened to float32, since bfloat16
+    cannot hold a ratio near 1. Parts need not think of either again.
 
     Attributes:
         log_probs: Log-probability of each sampled token under the current policy, shape ``(B, T)``; the
@@ -83,7 +84,9 @@ class TokenBatch:
             if value is not None:
                 if name == "advantages" and value.ndim == 1:
                     value = value.unsqueeze(1).expand_as(self.mask)
-                object.__setattr__(self, name, zero_outside(value, self.mask))
+                object.__setattr__(self, name, zero_outside(widen(value), self.mask))
+        if self.rewards is not None:
+            object.__setattr__(self, "rewards", widen(self.rewards))
         if self.old_log_probs is None:
             object.__setattr__(self, "old_log_probs", self.log_probs.detach())
 
@@ -155,9 +158,9 @@ class TokenBatch:
 
     @property
     def log_ratio(self) -> Tensor:
-        """``log_probs - old_log_probs``, 0 outside the mask, at least float32 (bfloat16 cannot hold a ratio)."""
+        """``log_probs - old_log_probs``, shape ``(B, T)``, 0 outside the mask."""
         assert self.old_log_probs is not None
-        return widen(self.log_probs) - widen(self.old_log_probs)
+        return self.log_probs - self.old_log_probs
 
 
 def widen(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Reference: MiniMax, "MiniMax-M1", 2025, arXiv:2506.13585.
 from __future__ import annotations
 
 from infotorch.core.reduce import masked_mean
-from infotorch.losses.batch import LossOutput, TokenBatch, widen
+from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.ppo import AggregationLike, bounded, check_clip, reduce_loss
 from infotorch.losses.registry import Part, register
 
@@ -49,7 +49,7 @@ def cispo(
     assert batch.advantages is not None
     ratio = bounded(batch.log_ratio, log_ratio_bound).exp().detach()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    per_token = -weight * batch.advantages * widen(batch.log_probs)
+    per_token = -weight * batch.advantages * batch.log_probs
     metrics = {
         "clip_fraction": masked_mean((weight != ratio).to(per_token.dtype), batch.mask),
         "approx_kl": masked_mean(-batch.log_ratio, batch.mask),

@@ -57,7 +57,7 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local") -> Tensor:
     batch.require("token_covariance", "advantages")
     check_choice("scope", scope, ("local", "global"))
     assert batch.advantages is not None
-    log_probs, advantages = widen(batch.log_probs.detach()), widen(batch.advantages.detach())
+    log_probs, advantages = batch.log_probs.detach(), batch.advantages.detach()
     valid = batch.mask & log_probs.isfinite() & advantages.isfinite()
     sums = torch.stack(
         [torch.where(valid, x, 0.0).sum().to(log_probs.dtype) for x in (log_probs, advantages, valid)]

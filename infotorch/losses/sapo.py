@@ -51,7 +51,8 @@ def sapo(
     check_range("tau_negative", tau_negative, 0.0, low_open=True)
     assert batch.advantages is not None
     ratio = bounded(batch.log_ratio, log_ratio_bound).exp()
-    tau = torch.where(batch.advantages > 0, tau_positive, tau_negative).to(ratio.dtype)
+    # Filled, not `where` of two numbers, which would round them to float32.
+    tau = torch.full_like(ratio, tau_negative).masked_fill(batch.advantages > 0, tau_positive)
     gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
     metrics = {"approx_kl": masked_mean(-batch.log_ratio, batch.mask)}
     return reduce_loss(batch, -gate * batch.advantages, aggregation, metrics)

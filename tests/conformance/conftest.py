@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py beside this file
 FOLDER = Path(os.environ.get("INFOTORCH_GOLDEN") or Path(__file__).parent / "golden")
 
 

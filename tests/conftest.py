@@ -1,0 +1,23 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from processes import run_in_processes
+
+
+@pytest.fixture(scope="session")
+def run_distributed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """``run_distributed(fn, world_size, *args)``: ``fn(*args)`` in every gloo process; results by rank.
+
+    Starting processes takes seconds: let one ``fn`` return all that a file's tests look at, from a
+    module-scoped fixture.
+    """
+
+    def run(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+        return run_in_processes(tmp_path_factory.mktemp("processes"), fn, world_size, *args)
+
+    return run

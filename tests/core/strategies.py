@@ -1,0 +1,70 @@
+"""Shared by the tests of core: hypothesis strategies, and token statistics written down plainly."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+
+STATISTICS = (
+    "log_probs",
+    "entropy",
+    "log_normalizer",
+    "varentropy",
+    "collision",
+    "entropy_covariance",
+    "top_p_entropy",
+)
+EXTRAS = STATISTICS[3:]
+
+logits = hnp.arrays(
+    np.float64,
+    hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9),
+    elements=st.one_of(st.floats(-30, 30), st.just(-math.inf)),
+).map(lambda x: torch.from_numpy(np.where(np.isneginf(x).all(-1, keepdims=True), 0.0, x)))
+
+
+def nucleus_entropy(log_p: Tensor, top_p: float, include_crossing: bool) -> Tensor:
+    """Entropy of one row's renormalized nucleus, by a loop over the sorted row."""
+    kept, mass = [], 0.0
+    for value in log_p.sort(descending=True).values:
+        p = float(value.exp())
+        if (mass >= top_p) if include_crossing else (mass + p >= top_p):
+            break
+        mass += p
+        if p > 0:
+            kept.append(value)
+    if not kept:
+        return log_p.sum() * 0 if bool(log_p.isfinite().all()) else log_p.new_zeros(())
+    nucleus = torch.stack(kept).log_softmax(-1)
+    return -(nucleus.exp() * nucleus).sum()
+
+
+def plain_stats(
+    x: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 1.0,
+    top_p: float = 0.8,
+    include_crossing: bool = True,
+) -> dict[str, Tensor]:
+    """All statistics of ``x [N, V]`` by dense formulas that autograd can follow."""
+    z = x / (temperature.unsqueeze(1) if isinstance(temperature, Tensor) else temperature)
+    lse = torch.logsumexp(z, -1)
+    log_p = z - lse.unsqueeze(1)
+    p = log_p.exp()
+    safe = log_p.masked_fill(p == 0, 0.0)
+    h = -(p * safe).sum(-1)
+    s = safe + h.unsqueeze(1)
+    return {
+        "log_probs": log_p.gather(1, labels.unsqueeze(1)).squeeze(1),
+        "entropy": h,
+        "log_normalizer": lse,
+        "varentropy": (p * s.square()).sum(-1),
+        "collision": p.square().sum(-1),
+        "entropy_covariance": (p.square() * s).sum(-1),
+        "top_p_entropy": torch.stack([nucleus_entropy(row, top_p, include_crossing) for row in log_p]),
+    }

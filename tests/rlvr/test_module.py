@@ -1,0 +1,194 @@
+import warnings
+
+import pytest
+import torch
+from lightning import Trainer
+
+from infotorch.losses import Recipe
+from infotorch.nn import TinyDecoder
+from infotorch.rlvr import PromptBatch, PromptLoader, RLVRModule
+from infotorch.rlvr.responses import response_stats
+from infotorch.rlvr.tasks import RunSum
+
+TASK = RunSum(terms=3)
+PROBLEMS = TASK.train(24)
+
+
+def decoder(seed=0):
+    return TinyDecoder(TASK.codec.vocab_size, 16, 1, 2, TASK.max_prompt + TASK.max_response + 1, seed=seed)
+
+
+def module(recipe="grpo", **options):
+    options = {"samples": 4, "epochs": 2, "minibatches": 2, "lr": 1e-3, "reward_function": length_reward} | options
+    return RLVRModule(decoder(), TASK, recipe, **options)
+
+
+def length_reward(problems, responses):
+    """Cheap, never constant: shorter is better."""
+    return [1.0 / len(tokens) for tokens in responses]
+
+
+def trainer(**options):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    return Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **quiet | options)
+
+
+def fit(net, steps, **options):
+    fitter = trainer()
+    fitter.fit(net, PromptLoader(PROBLEMS, 4, steps, seed=0), **options)
+    return fitter
+
+
+def batch(count=4):
+    return PromptBatch(tuple(PROBLEMS[:count]), torch.arange(count))
+
+
+def test_sampler_log_probabilities_equal_recomputed_ones():
+    net = module(temperature=0.7)
+    responses = net.roll_out(batch())
+    log_probs, entropies = response_stats(net.model, responses, temperature=0.7)
+    torch.testing.assert_close(log_probs, responses.log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies, responses.entropies, atol=1e-5, rtol=1e-5)
+
+
+def test_fused_head_gives_the_same_statistics_and_gradients():
+    net = module()
+    responses = net.roll_out(batch())
+    gradients = []
+    for fused in (False, True):
+        log_probs, entropies = response_stats(net.model, responses, fused_head=fused)
+        (log_probs.sum() + 2 * entropies.sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in net.model.parameters()])
+        net.model.zero_grad()
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_training_moves_the_reward():
+    net = module(samples=16, epochs=1, lr=1e-2)
+    fit(net, 20)
+    rewards = net.history.column("reward")[1]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 * 1.3
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["grpo", "dapo", "dr_grpo", "gspo", "entropy_bonus", "clip_cov", "kl_cov", "forking_tokens"],
+)
+def test_every_recipe_takes_a_finite_step(recipe):
+    net = module(recipe)
+    before = [parameter.clone() for parameter in net.model.parameters()]
+    fit(net, 2)
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.model.parameters(), strict=True))
+    assert all(parameter.isfinite().all() for parameter in net.model.parameters())
+
+
+def test_entropy_bonus_reaches_the_weights():
+    """With constant rewards the bonus is the only gradient, and it raises the entropy."""
+    net = module(
+        {"advantage": "grpo", "policy": "ppo", "regularizers": [{"name": "entropy_bonus", "coef": 1.0}]},
+        reward_function=lambda problems, responses: [0.0] * len(responses),
+    )
+    fit(net, 8)
+    entropy = net.history.column("entropy")[1]
+    assert entropy[-1] > entropy[0]
+    still = module(reward_function=lambda problems, responses: [0.0] * len(responses))
+    before = [parameter.clone() for parameter in still.model.parameters()]
+    fit(still, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, still.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "recipe", ["grpo", {"advantage": "grpo", "policy": {"name": "clip_cov", "ratio": 0.2, "lower": 0}}]
+)
+@pytest.mark.parametrize("old", ["recompute", "sampler"])
+def test_resumed_training_is_bitwise_the_uninterrupted_one(recipe, old, tmp_path):
+    def fresh():
+        torch.manual_seed(123)  # must not matter
+        return module(recipe, old_log_probs=old, eval_problems=TASK.test(3), eval_every=2, eval_samples=4)
+
+    whole = fresh()
+    fit(whole, 4)
+
+    class StopAfterTwo(RLVRModule):
+        def on_train_batch_end(self, *args):
+            if self.rollout_step == 2:
+                self.trainer.save_checkpoint(tmp_path / "two.ckpt")
+                self.trainer.should_stop = True
+
+    first = fresh()
+    first.__class__ = StopAfterTwo
+    fit(first, 4)
+    assert first.rollout_step == 2
+    torch.manual_seed(7)
+    second = fresh()
+    fit(second, 4, ckpt_path=tmp_path / "two.ckpt")
+    assert second.rollout_step == 4
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    timings = {"seconds", "tokens_per_second"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in timings} for row in m.history.rows] for m in (whole, second)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_curves_and_evaluation():
+    net = module(eval_problems=TASK.test(5), eval_every=2, eval_samples=4, eval_k=2)
+    fit(net, 3)
+    history = net.history
+    assert history.column("reward")[0] == [0, 1, 2]
+    assert history.column("pass@1")[0] == [0, 2, 3]
+    assert {"pass@2", "distinct", "length", "tokens_per_second", "loss/approx_kl"} <= set(history.names())
+    responses = net.roll_out(batch())
+    assert 1 <= responses.mask.sum(1).float().mean() <= net.max_new_tokens
+    for name in ("reward", "entropy", "length"):
+        assert all(value > 0 for value in history.column(name)[1])
+    assert all(0 < value <= 1 for value in history.column("reward")[1])
+
+
+def test_a_reference_model_gets_no_gradient():
+    spec = {"advantage": "grpo", "policy": "ppo", "regularizers": [{"name": "kl", "coef": 0.1}]}
+    with pytest.raises(ValueError, match="reference: this recipe needs ref_log_probs"):
+        module(Recipe.from_dict(spec))
+    reference = decoder()
+    before = [parameter.clone() for parameter in reference.parameters()]
+    net = module(spec, reference=reference)
+    fit(net, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        (lambda p, r: [1.0], r"reward_function: expected 16 rewards, one per response, got shape \(1,\)"),
+        (lambda p, r: [float("nan")] * len(r), "reward_function: expected finite rewards, got nan"),
+    ],
+)
+def test_bad_rewards(rewards, message):
+    with pytest.raises(ValueError, match=message):
+        module(reward_function=rewards).roll_out(batch())
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="batch: expected at least one prompt"):
+        module().roll_out(PromptBatch((), torch.arange(0)))
+    for option in ("samples", "epochs", "minibatches"):
+        with pytest.raises(ValueError, match=f"{option}: expected a positive integer, got 0"):
+            module(**{option: 0})
+    with pytest.raises(ValueError, match="temperature: expected a positive number"):
+        module(temperature=0.0)
+    with pytest.raises(ValueError, match="old_log_probs: expected 'recompute' or 'sampler', got 'x'"):
+        module(old_log_probs="x")
+    with pytest.raises(ValueError, match="eval_problems: expected at least one"):
+        module(eval_every=1)
+    with pytest.raises(ValueError, match="grpo"):
+        module("grpoo")
+    with pytest.raises(ValueError, match="minibatches: expected at most 16"):
+        fit(module(minibatches=17), 1)
+    with pytest.raises(ValueError, match="fused_head"):
+        net = module()
+        del net.model.base_model
+        response_stats(net.model, module().roll_out(batch()), fused_head=True)
