@@ -69,9 +69,7 @@ def test_only_one_file_speaks_to_torch_distributed(path: Path) -> None:
         assert "dist." not in path.read_text().replace("distributed.", "")
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if p.relative_to(PACKAGE).parts[0] == "core"], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(PACKAGE).parts[0] == "core"], ids=lambda p: p.name)
 def test_core_is_tensors_only(path: Path) -> None:
     roots = {m.split(".")[0] for m in imported_modules(path)}
     outside = roots - set(sys.stdlib_module_names) - {"infotorch", "__future__"}

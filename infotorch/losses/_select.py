@@ -33,6 +33,11 @@ class Pool:
         x = x.detach().reshape(-1)
         return distributed.gather_cat(x) if self.shared else x
 
+    def draw(self, generator: torch.Generator | None) -> Tensor:
+        """A uniform number for every token; where ranks choose together, they use rank 0's draw."""
+        noise = torch.rand(self.mask.shape, device=self.mask.device, generator=generator)
+        return distributed.from_first_rank(noise) if self.shared else noise
+
     def own(self, flat: Tensor) -> Tensor:
         """This rank's part of a vector over all tokens, as ``(B, T)``."""
         return flat[self.start : self.start + self.shape.numel()].view(self.shape)

@@ -134,9 +134,7 @@ class TokenBatch:
         for name in names:
             if getattr(self, name) is None:
                 shape = "(B,)" if name in _PER_ROW else "(B, T)"
-                raise ValueError(
-                    f"{part} needs TokenBatch.{name}, which is missing: pass {name}=... of shape {shape}"
-                )
+                raise ValueError(f"{part} needs TokenBatch.{name}, which is missing: pass {name}=... of shape {shape}")
 
     def replace(self, **changes: Any) -> TokenBatch:
         """A copy with some fields exchanged (shapes are checked, values are not)."""

@@ -59,9 +59,7 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local") -> Tensor:
     assert batch.advantages is not None
     log_probs, advantages = batch.log_probs.detach(), batch.advantages.detach()
     valid = batch.mask & log_probs.isfinite() & advantages.isfinite()
-    sums = torch.stack(
-        [torch.where(valid, x, 0.0).sum().to(log_probs.dtype) for x in (log_probs, advantages, valid)]
-    )
+    sums = torch.stack([torch.where(valid, x, 0.0).sum().to(log_probs.dtype) for x in (log_probs, advantages, valid)])
     if scope == "global":
         sums = distributed.all_reduce_sum(sums)
     mean_log_prob, mean_advantage = sums[:2] / sums[2].clamp(min=1)
@@ -102,8 +100,8 @@ def clip_cov(
         upper: Greatest (exclusive).
         clip_low: Width of the ratio's clip below 1; loose on purpose.
         clip_high: Width above 1.
-        scope: ``"local"`` as the authors, or ``"global"``: one choice over all data-parallel ranks; the
-            generators must then be seeded alike.
+        scope: ``"local"`` as the authors, or ``"global"``: one choice over all data-parallel ranks, drawn
+            by rank 0.
         generator: Source of the draw; default: torch's.
         priorities: Shape ``(B, T)``: candidates of lowest value are taken, instead of a draw.
         aggregation: How tokens become a scalar; the silenced tokens stay in the denominator.
@@ -131,10 +129,7 @@ def clip_cov(
     covariance = token_covariance(batch, scope=scope)
     candidates = batch.mask & ~(clipped > free) & (covariance > lower) & (covariance < upper)
     pool = Pool(batch.mask, scope)
-    if priorities is None:
-        flat = torch.rand(pool.mask.shape, device=pool.mask.device, generator=generator)
-    else:
-        flat = pool.flat(priorities)
+    flat = pool.draw(generator) if priorities is None else pool.flat(priorities)
     selected = pool.own(lowest(flat, pool.flat(candidates), fraction(pool.mask.sum(), ratio)))
     per_token = torch.maximum(free, clipped) * ~selected
     metrics = {

@@ -54,7 +54,7 @@ def forking_mask(
             the ``1 - ratio`` quantile (linear interpolation), ties included.
         threshold: Keep entropies at or above this many nats instead.
         scope: Over this batch, or over all data-parallel ranks (``"global"``).
-        generator: For ``select="random"``; seeded alike on all ranks if ``scope="global"``.
+        generator: For ``select="random"``; rank 0's if ``scope="global"``.
 
     Returns:
         Boolean, shape ``(B, T)``.
@@ -84,8 +84,7 @@ def forking_mask(
     if select == "bottom":
         top = valid & ~top
     elif select == "random":
-        noise = torch.rand(h.shape, device=h.device, generator=generator)
-        top = lowest(noise, valid, top.sum())
+        top = lowest(pool.draw(generator), valid, top.sum())
     return pool.own(top)
 
 

@@ -19,9 +19,7 @@ from infotorch.losses.registry import Part, register
     neutral={"max_length": 1 << 20, "buffer": 1},
     example={"max_length": 4, "buffer": 2},
 )
-def overlong_reward(
-    batch: TokenBatch, *, max_length: int = 20480, buffer: int = 4096, factor: float = 1.0
-) -> Tensor:
+def overlong_reward(batch: TokenBatch, *, max_length: int = 20480, buffer: int = 4096, factor: float = 1.0) -> Tensor:
     r"""Rewards less a penalty that rises linearly over the last ``buffer`` tokens before ``max_length``.
 
     .. math:: R_i - f \cdot \mathrm{clip}\Big(\frac{n_i - (L_{max} - L_{buf})}{L_{buf}}, 0, 1\Big)

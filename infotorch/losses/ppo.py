@@ -216,9 +216,7 @@ def gspo(
         mean = mean.detach() + log_ratio - log_ratio.detach()
     if log_ratio_bound is not None:
         mean = mean.clamp(max=log_ratio_bound)
-    per_token, metrics = clipped_surrogate(
-        mean, batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap
-    )
+    per_token, metrics = clipped_surrogate(mean, batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap)
     return reduce_loss(batch, per_token, aggregation, metrics)
 
 

@@ -83,9 +83,7 @@ class Recipe(nn.Module):
         """
         for key in config:
             if key not in _KEYS:
-                raise ValueError(
-                    f"recipe: unknown key {key!r}{did_you_mean(key, _KEYS)}; accepted: {', '.join(_KEYS)}"
-                )
+                raise ValueError(f"recipe: unknown key {key!r}{did_you_mean(key, _KEYS)}; accepted: {', '.join(_KEYS)}")
         if "policy" not in config:
             raise ValueError(f"recipe: expected the key 'policy', got {list(config)}")
         return cls(**config)

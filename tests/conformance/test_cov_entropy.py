@@ -167,9 +167,7 @@ def check_law(case) -> None:
 
 
 def test_equal_advantages_select_nothing() -> None:
-    batch = TokenBatch(
-        log_probs=torch.randn(2, 3), mask=torch.ones(2, 3, dtype=torch.bool), advantages=torch.ones(2)
-    )
+    batch = TokenBatch(log_probs=torch.randn(2, 3), mask=torch.ones(2, 3, dtype=torch.bool), advantages=torch.ones(2))
     assert clip_cov(batch, ratio=1.0).metrics["selected_fraction"] == 0
 
 

@@ -32,10 +32,9 @@ def check_fork(case) -> None:
             continue
         what, mode = key.split(".")
         kept = what.endswith("kept_norm")
-        if kept:  # verl's reduction over the kept tokens
-            aggregation = Aggregation(mode, row_eps=1e-8)
-        else:  # every row by its full count, mean over all rows
-            aggregation = Aggregation(mode.replace("seq-mean", "batch-mean"))
+        # verl's reduction over the kept tokens; or every row by its full count, mean over all rows
+        paper = mode.replace("seq-mean", "batch-mean")
+        aggregation = Aggregation(mode, row_eps=1e-8) if kept else Aggregation(paper)
         result = differentiate(
             forking_tokens, make, normalize="kept" if kept else "all", aggregation=aggregation, **options
         )

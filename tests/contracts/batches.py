@@ -12,9 +12,7 @@ from infotorch.losses import LossOutput, TokenBatch
 GROUP_SIZE = 4
 
 
-def fields(
-    seed: int = 0, groups: int = 3, length: int = 9, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+def fields(seed: int = 0, groups: int = 3, length: int = 9, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Tensors of a batch in which every optional field is present and no two values tie."""
     g = torch.Generator().manual_seed(seed)
     b = groups * GROUP_SIZE

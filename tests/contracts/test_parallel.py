@@ -80,3 +80,24 @@ def test_advantages(name: str, ranks) -> None:
     spec = {"name": "grpo", "scale": "batch"} if name == "grpo/batch" else options_of(name)
     whole = build(spec)(make(values))
     torch.testing.assert_close(torch.cat([ranks[0][name]["value"], ranks[1][name]["value"]]), whole)
+
+
+def draws() -> dict[str, Tensor]:
+    """Ranks whose generators differ must still agree on one random choice."""
+    values = fields(groups=GROUPS)
+    half = slice(0, 2 * GROUP_SIZE) if distributed.rank() == 0 else slice(2 * GROUP_SIZE, None)
+    own = make({k: v[half] for k, v in values.items()})
+    torch.manual_seed(distributed.rank())
+    clip = registry.info("clip_cov").function(own, ratio=0.2, lower=0.05, scope="global")
+    fork = registry.info("forking_tokens").function(own, select="random", scope="global")
+    return {"clip_cov": clip.per_token, "forking_tokens": fork.per_token}
+
+
+def test_random_choices_equal_rank_zero_drawing_for_all(run_distributed) -> None:
+    found = run_distributed(draws, 2)
+    values = make(fields(groups=GROUPS))
+    torch.manual_seed(0)
+    clip = registry.info("clip_cov").function(values, ratio=0.2, lower=0.05)
+    fork = registry.info("forking_tokens").function(values, select="random")
+    for name, whole in (("clip_cov", clip), ("forking_tokens", fork)):
+        torch.testing.assert_close(torch.cat([found[0][name], found[1][name]]), whole.per_token)

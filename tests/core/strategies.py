@@ -32,7 +32,7 @@ def nucleus_entropy(log_p: Tensor, top_p: float, include_crossing: bool) -> Tens
     """Entropy of one row's renormalized nucleus, by a loop over the sorted row."""
     kept, mass = [], 0.0
     for value in log_p.sort(descending=True).values:
-        p = float(value.exp())
+        p = value.detach().exp().item()
         if (mass >= top_p) if include_crossing else (mass + p >= top_p):
             break
         mass += p

@@ -119,12 +119,8 @@ def test_aggregation_record(batch):
     x, mask = batch
     record = Aggregation.of({"mode": "batch-mean-token-sum-norm", "length": 9})
     assert Aggregation.of(record) is record
-    assert record(x, mask, num_sequences=8).item() == pytest.approx(
-        loop(x, mask, "batch-mean-token-sum-norm", 9) / 2
-    )
-    assert Aggregation.of("token-sum")(x, mask, world_size=2).item() == pytest.approx(
-        2 * loop(x, mask, "token-sum", 1)
-    )
+    assert record(x, mask, num_sequences=8).item() == pytest.approx(loop(x, mask, "batch-mean-token-sum-norm", 9) / 2)
+    assert Aggregation.of("token-sum")(x, mask, world_size=2).item() == pytest.approx(2 * loop(x, mask, "token-sum", 1))
     with pytest.raises(ValueError, match="aggregation: expected one of"):
         Aggregation("mean")
 

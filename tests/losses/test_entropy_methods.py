@@ -48,9 +48,7 @@ def test_tokens_without_a_finite_log_prob_are_left_out() -> None:
     broken[row, column] = -torch.inf
     fewer = batch.mask.clone()
     fewer[row, column] = False
-    found = token_covariance(
-        TokenBatch(log_probs=broken, mask=batch.mask, advantages=batch.advantages, validate=False)
-    )
+    found = token_covariance(TokenBatch(log_probs=broken, mask=batch.mask, advantages=batch.advantages, validate=False))
     expected = token_covariance(batch.replace(mask=fewer))
     torch.testing.assert_close(found, expected)
 
@@ -135,9 +133,7 @@ def test_identity_with_a_forbidden_action() -> None:
     logits = torch.tensor([0.3, -torch.inf, 1.0], dtype=torch.float64)
     free = logits[[0, 2]]
     advantages = torch.tensor([1.0, 7.0, -1.0], dtype=torch.float64)
-    torch.testing.assert_close(
-        entropy_covariance(logits, advantages), entropy_covariance(free, advantages[[0, 2]])
-    )
+    torch.testing.assert_close(entropy_covariance(logits, advantages), entropy_covariance(free, advantages[[0, 2]]))
     with pytest.raises(ValueError, match="kind: expected one of natural, vanilla"):
         entropy_covariance(logits, advantages, "npg")
 

@@ -10,9 +10,7 @@ from infotorch.rlvr.tasks.modular_sum import ModularSum, TabularPolicy
 
 
 def every_response(task):
-    return torch.tensor(list(itertools.product(range(task.vocab), repeat=task.length))).expand(
-        task.prompts, -1, -1
-    )
+    return torch.tensor(list(itertools.product(range(task.vocab), repeat=task.length))).expand(task.prompts, -1, -1)
 
 
 def small(**options):

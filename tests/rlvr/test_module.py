@@ -128,9 +128,7 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(recipe, old, tmp_path
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
     timings = {"seconds", "tokens_per_second"}
-    rows = [
-        [{k: v for k, v in row.items() if k not in timings} for row in m.history.rows] for m in (whole, second)
-    ]
+    rows = [[{k: v for k, v in row.items() if k not in timings} for row in m.history.rows] for m in (whole, second)]
     assert rows[0] == rows[1]
 
 

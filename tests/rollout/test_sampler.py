@@ -164,9 +164,7 @@ class MarkovModel(nn.Module):
         self.table = nn.Parameter(table)
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False):
-        cache = past_key_values or SimpleNamespace(
-            batch_select_indices=lambda index: None, get_seq_length=lambda: 1
-        )
+        cache = past_key_values or SimpleNamespace(batch_select_indices=lambda index: None, get_seq_length=lambda: 1)
         return SimpleNamespace(logits=self.table[input_ids], past_key_values=cache)
 
 
