@@ -35,9 +35,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """Return ``value`` if it is among ``choices``, else raise ValueError with the nearest one."""
     choices = list(choices)
     if value not in choices:
-        raise ValueError(
-            f"{name}: expected one of {', '.join(choices)}; got {value!r}{did_you_mean(value, choices)}"
-        )
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {value!r}{did_you_mean(value, choices)}")
     return str(value)
 
 

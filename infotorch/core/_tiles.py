@@ -99,6 +99,9 @@ def fold_tile(
     ``overwrite`` allows the tile's own memory to be used for work.
     """
     shape = (tile.shape[0], tile.shape[1])
+    if tile.dtype != partials.dtype and not overwrite:
+        # Widened once: maxima and differences of half-precision numbers are slow on a CPU.
+        tile, overwrite = scratch(0, shape).copy_(tile), True
     own = empty_partials(shape[0], partials.dtype, partials.device)
     own[M] = torch.maximum(own[M], tile.amax(-1).to(own.dtype))
     if labels is not None:
@@ -118,7 +121,10 @@ def fold_tile(
     if square:
         own[Q1] = torch.linalg.vecdot(e, e)
         own[Q2] = torch.linalg.vecdot(e, ed)
-    partials.copy_(merge(partials, own, inv_t))
+    if partials.device.type == "cpu" and not partials[S1].any():
+        partials.copy_(own)  # a row's first tile: with whole rows, the merge would cost a tenth of the time
+    else:
+        partials.copy_(merge(partials, own, inv_t))
 
 
 def scale_matters(inv_t: Tensor) -> bool:
@@ -162,9 +168,7 @@ def fold_nucleus(
     tile: Tensor, inv_t: Tensor, values: Tensor, saved: Tensor, top_p: float, include_crossing: bool
 ) -> None:
     """Entropy of the renormalized nucleus of each row (the tile must hold the whole vocabulary), in place."""
-    log_p = ((tile - saved[SHIFT].unsqueeze(1)) * inv_t.unsqueeze(1) - saved[LOG_S1].unsqueeze(1)).clamp_(
-        min=_FLOOR
-    )
+    log_p = ((tile - saved[SHIFT].unsqueeze(1)) * inv_t.unsqueeze(1) - saved[LOG_S1].unsqueeze(1)).clamp_(min=_FLOOR)
     ordered = log_p.sort(dim=-1, descending=True).values
     p = ordered.exp()
     cumulative = p.cumsum(-1)
@@ -222,25 +226,28 @@ def grad_tile(
     torch.sub(tile, saved[SHIFT].unsqueeze(1), out=d)
     if scale_matters(inv_t):
         d.mul_(inv_t.unsqueeze(1))
-    d.sub_(saved[LOG_S1].unsqueeze(1)).clamp_(min=_FLOOR)
+    log_s1 = saved[LOG_S1]
+    inv_s1 = (-log_s1).exp()
+    if higher:
+        d.sub_(log_s1.unsqueeze(1))
+    d.clamp_(min=_FLOOR)
     torch.exp(d, out=p)
     if higher:
         s = d.add_(values[ENTROPY].unsqueeze(1))
         poly = a0.unsqueeze(1) + s * (a1.unsqueeze(1) + s * a2.unsqueeze(1))
         p.mul_(poly.addcmul_(p, b0.unsqueeze(1) + s * b1.unsqueeze(1)))
     elif d.device.type != "cpu" or a1.any():
-        # s = d + H, multiplied out so that one product and one sum do
-        p.mul_(d.mul_(a1.unsqueeze(1)).add_((a0 + a1 * values[ENTROPY]).unsqueeze(1)))
+        # p = e^d / s1 and s = d - log s1 + H, multiplied out so that one product and one sum do
+        slope, offset = a1 * inv_s1, (a0 + a1 * (values[ENTROPY] - log_s1)) * inv_s1
+        p.mul_(d.mul_(slope.unsqueeze(1)).add_(offset.unsqueeze(1)))
     else:
-        p.mul_(a0.unsqueeze(1))
+        p.mul_((a0 * inv_s1).unsqueeze(1))
     if nucleus:
         p.add_(_nucleus_grad(tile, inv_t, values, saved, grad))
     if labels is not None:
         column = labels - start
         inside = (column >= 0) & (column < shape[1])
-        p.scatter_add_(
-            1, torch.where(inside, column, 0).unsqueeze(1), torch.where(inside, label, 0.0).unsqueeze(1)
-        )
+        p.scatter_add_(1, torch.where(inside, column, 0).unsqueeze(1), torch.where(inside, label, 0.0).unsqueeze(1))
     return p
 
 

@@ -78,7 +78,7 @@ class _Rows:
     def __getitem__(self, block: slice) -> Tensor:
         index = self.index(block)
         if self.flat is not None:
-            return self.flat[index]
+            return self.flat[index] if isinstance(index, slice) else self.flat.index_select(0, index)
         if isinstance(index, slice):
             index = torch.arange(index.start, index.stop, device=self.logits.device)
         return self.logits[torch.unravel_index(index, self.lead)]
@@ -110,6 +110,36 @@ def fold_logits(
         tiles.fold_tile(x, picked, start, inv_t[index], own, second=second, square=square, scratch=scratch)
         partials[:, index] = own
     return partials
+
+
+def active_rows(mask: Tensor | None) -> Tensor | None:
+    """Flat indices of the rows under the mask."""
+    return None if mask is None else mask.nonzero().squeeze(1)
+
+
+def under_mask(grad: Tensor, mask: Tensor | None) -> Tensor:
+    """Upstream gradients ``[7, N]`` of the rows under the mask, 0 elsewhere."""
+    # Not a product: what comes back to a masked row may well be NaN.
+    return grad if mask is None else grad.masked_fill(~mask, 0)
+
+
+def fold_masked_logits(
+    logits: Tensor,
+    labels: Tensor | None,
+    start: int,
+    inv_t: Tensor,
+    mask: Tensor | None,
+    second: bool,
+    square: bool,
+    backend: str,
+) -> Tensor:
+    """Partial sums of the rows under the mask, without a device synchronization where the backend can."""
+    active = None
+    if mask is not None and skips_rows(logits, backend):
+        inv_t = inv_t.masked_fill(~mask, 0)
+    else:
+        active = active_rows(mask)
+    return fold_logits(logits, labels, start, inv_t, active, second, square, backend)
 
 
 def grad_logits(
@@ -165,8 +195,10 @@ def grad_logits(
             scratch=scratch,
             out=result[block] if direct else None,
         )
-        if not direct:
-            result[i] = tile.to(result.dtype)
+        if isinstance(i, Tensor):
+            result.index_copy_(0, i, tile.to(result.dtype))
+        elif not direct:
+            result[i] = tile
     return result.view(logits.shape)
 
 
@@ -209,7 +241,9 @@ class _Head:
         n, v = hidden.shape[0], weight.shape[0]
         budget = (_CPU_TILE << 1) if hidden.device.type == "cpu" else _GPU_TILE
         self.rows = max(1, min(n, budget // columns)) if columns else max(1, min(n, 4096))
-        self.columns = columns or max(1, min(v, budget // self.rows))
+        # Half-precision weights have a block of operands or sums in float32 at hand: two tiles at most.
+        longest = self.rows if hidden.dtype == self.dtype else max(self.rows, hidden.shape[1] // 2)
+        self.columns = columns or max(1, min(v, budget // longest))
         self.buffer = torch.empty(self.rows * self.columns, dtype=self.dtype, device=hidden.device)
         self.half_buffer = self.buffer.new_empty(0, dtype=self.operand)
 
@@ -358,9 +392,7 @@ def grad_hidden(
     if needs[0]:
         grad_h = wide_h.to(hidden.dtype)
         if active is not None:
-            grad_h = torch.zeros_like(hidden, memory_format=torch.contiguous_format).index_copy_(
-                0, active, grad_h
-            )
+            grad_h = torch.zeros_like(hidden, memory_format=torch.contiguous_format).index_copy_(0, active, grad_h)
     if needs[2] and bias is not None:
         grad_b = wide_b.to(bias.dtype)
     return grad_h, grad_w, grad_b

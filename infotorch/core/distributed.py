@@ -76,6 +76,14 @@ def all_reduce_sum_with_grad(x: Tensor, group: ProcessGroup | None = None) -> Te
     return _SumWithGradient.apply(x, group) if is_active() else x
 
 
+def from_first_rank(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Rank 0's ``x`` on every process, as a new tensor without gradient."""
+    shared = x.detach().clone()
+    if is_active():
+        dist.broadcast(shared, group=group, group_src=0)
+    return shared
+
+
 def gather_cat(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Concatenate every process's ``x`` along dim 0, in rank order, without gradient; lengths may differ.
 

@@ -74,9 +74,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = Non
     return masked_sum(x, mask, dim) / masked_count(x, mask, dim).clamp(min=1)
 
 
-def masked_var(
-    x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None, *, correction: float = 1.0
-) -> Tensor:
+def masked_var(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None, *, correction: float = 1.0) -> Tensor:
     """Variance of the entries under the mask, ``sum m (x - mean)^2 / (n - correction)``.
 
     With ``n <= correction`` there is no variance to speak of and the result is 0.

@@ -21,16 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from infotorch.core import _tiles, _token_ops, distributed
+from infotorch.core import _tiles, _token_ops
 from infotorch.core._checks import check_bool_mask, check_choice, check_range, check_tensor
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from infotorch.core._token_shards import ShardedHidden, ShardedLogits, VocabShard
 
 EXTRAS = ("varentropy", "collision", "entropy_covariance", "top_p_entropy")
 BACKENDS = ("auto", "eager", "triton")
@@ -58,19 +56,6 @@ class TokenStats:
     collision: Tensor | None = None
     entropy_covariance: Tensor | None = None
     top_p_entropy: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class VocabShard:
-    """Which part of the vocabulary this process holds, under tensor parallelism.
-
-    Attributes:
-        start: Index in the full vocabulary of the first entry held here.
-        group: Process group over which the vocabulary is split; the default group if None.
-    """
-
-    start: int
-    group: ProcessGroup | None = None
 
 
 def token_stats(
@@ -125,7 +110,7 @@ def token_stats(
     lead = logits.shape[:-1]
     common = _common(lead, labels, temperature, mask, extras, top_p, include_crossing, shard, backend, logits)
     if shard is not None:
-        values = _ShardedLogits.apply(logits, common, shard)
+        values = ShardedLogits.apply(logits, common, shard)
     else:
         values, _ = torch.ops.infotorch.token_stats(logits, *common)
     return _record(values, lead, labels is not None, extras)
@@ -180,8 +165,7 @@ def token_stats_from_hidden(
     check_tensor("weight", weight)
     if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
-            "hidden, weight: expected shapes (..., D) and (V, D), "
-            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+            f"hidden, weight: expected shapes (..., D) and (V, D), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if not hidden.is_floating_point() or hidden.dtype != weight.dtype:
         raise TypeError(f"hidden, weight: expected one floating type, got {hidden.dtype} and {weight.dtype}")
@@ -191,7 +175,7 @@ def token_stats_from_hidden(
     common = _common(lead, labels, temperature, mask, extras, top_p, include_crossing, shard, backend, hidden)
     flat = hidden.reshape(-1, hidden.shape[-1])
     if shard is not None:
-        values = _ShardedHidden.apply(flat, weight, bias, common, shard)
+        values = ShardedHidden.apply(flat, weight, bias, common, shard)
     else:
         values, _ = torch.ops.infotorch.token_stats_from_hidden(flat, weight, bias, *common)
     return _record(values, lead, labels is not None, extras)
@@ -254,10 +238,6 @@ def _record(values: Tensor, lead: torch.Size, labelled: bool, extras: Collection
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _active(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.nonzero().squeeze(1)
-
-
 def _check_values(labels: Tensor | None, mask: Tensor | None, inv_t: Tensor, vocab: int) -> None:
     """Range checks that look at data; only where looking is free of a device synchronization."""
     if inv_t.device.type != "cpu":
@@ -270,30 +250,6 @@ def _check_values(labels: Tensor | None, mask: Tensor | None, inv_t: Tensor, voc
         if used.numel() and (int(used.min()) < 0 or int(used.max()) >= vocab):
             wrong = int(used.max()) if int(used.max()) >= vocab else int(used.min())
             raise ValueError(f"labels: expected token ids in [0, {vocab}), got {wrong} (mask out padding)")
-
-
-def _fold_logits(
-    logits: Tensor,
-    labels: Tensor | None,
-    start: int,
-    inv_t: Tensor,
-    mask: Tensor | None,
-    second: bool,
-    square: bool,
-    backend: str,
-) -> Tensor:
-    """Partial sums of the rows under the mask, without a device synchronization where the backend can."""
-    active = None
-    if mask is not None and _token_ops.skips_rows(logits, backend):
-        inv_t = inv_t.masked_fill(~mask, 0)
-    else:
-        active = _active(mask)
-    return _token_ops.fold_logits(logits, labels, start, inv_t, active, second, square, backend)
-
-
-def _masked(grad: Tensor, mask: Tensor | None) -> Tensor:
-    # Not a product: what comes back to a masked row may well be NaN.
-    return grad if mask is None else grad.masked_fill(~mask, 0)
 
 
 @torch.library.custom_op("infotorch::token_stats", mutates_args=())
@@ -309,10 +265,12 @@ def _logits_op(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     _check_values(labels, mask, inv_t, logits.shape[-1])
-    partials = _fold_logits(logits, labels, 0, inv_t, mask, second, square, backend)
+    partials = _token_ops.fold_masked_logits(logits, labels, 0, inv_t, mask, second, square, backend)
     values, saved = _tiles.finalize(partials, inv_t)
     if top_p > 0:
-        _token_ops.fold_nucleus_logits(logits, inv_t, _active(mask), values, saved, top_p, include_crossing)
+        _token_ops.fold_nucleus_logits(
+            logits, inv_t, _token_ops.active_rows(mask), values, saved, top_p, include_crossing
+        )
     return _token_ops.clear_inactive(values, mask), saved
 
 
@@ -330,7 +288,7 @@ def _hidden_op(
     include_crossing: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    active = _active(mask)
+    active = _token_ops.active_rows(mask)
     _check_values(labels, mask, inv_t, weight.shape[0])
     own_labels = labels
     if active is not None:
@@ -374,7 +332,7 @@ def _logits_backward_op(
     nucleus: bool,
     backend: str,
 ) -> Tensor:
-    grad = _masked(grad, mask)
+    grad = _token_ops.under_mask(grad, mask)
     return _token_ops.grad_logits(grad, logits, labels, 0, inv_t, values, saved, higher, nucleus, backend)
 
 
@@ -401,7 +359,7 @@ def _hidden_backward_op(
     need_bias: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad = _masked(grad, mask)
+    grad = _token_ops.under_mask(grad, mask)
     needs = (need_hidden, need_weight, need_bias)
     return _token_ops.grad_hidden(
         grad, hidden, weight, bias, labels, 0, inv_t, values, saved, higher, nucleus, needs, backend
@@ -462,85 +420,3 @@ def _backward_hidden(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, 
 
 _logits_op.register_autograd(_backward_logits, setup_context=_setup_logits)
 _hidden_op.register_autograd(_backward_hidden, setup_context=_setup_hidden)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# A vocabulary split over processes
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _combine(partials: Tensor, inv_t: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Partial sums of the whole vocabulary from each process's own: two reductions of a few numbers a row."""
-    largest = distributed.all_reduce_max(partials[[_tiles.M, _tiles.ZY]], group)
-    own = _tiles.rescale(partials, largest[0], inv_t)
-    own[_tiles.ZY] = 0  # keep -inf out of the sum
-    total = distributed.all_reduce_sum(own, group)
-    total[_tiles.M], total[_tiles.ZY] = largest
-    return total
-
-
-class _ShardedLogits(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, common: tuple[Any, ...], shard: VocabShard) -> Tensor:
-        labels, mask, inv_t, second, square, _, _, backend = common
-        partials = _fold_logits(logits, labels, shard.start, inv_t, mask, second, square, backend)
-        values, saved = _tiles.finalize(_combine(partials, inv_t, shard.group), inv_t)
-        values = _token_ops.clear_inactive(values, mask)
-        ctx.save_for_backward(logits, labels, mask, inv_t, values, saved)
-        ctx.options = (shard.start, second or square, backend)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, mask, inv_t, values, saved = ctx.saved_tensors
-        start, higher, backend = ctx.options
-        grad = _masked(grads[0], mask)
-        local = _token_ops.grad_logits(grad, logits, labels, start, inv_t, values, saved, higher, False, backend)
-        return local, None, None
-
-
-class _ShardedHidden(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        common: tuple[Any, ...],
-        shard: VocabShard,
-    ) -> Tensor:
-        labels, mask, inv_t, second, square, _, _, backend = common
-        partials = _token_ops.fold_hidden(
-            hidden, weight, bias, labels, shard.start, inv_t, second, square, backend
-        )
-        values, saved = _tiles.finalize(_combine(partials, inv_t, shard.group), inv_t)
-        values = _token_ops.clear_inactive(values, mask)
-        ctx.save_for_backward(hidden, weight, bias, labels, mask, inv_t, values, saved)
-        ctx.options = (shard, second or square, backend)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels, mask, inv_t, values, saved = ctx.saved_tensors
-        shard, higher, backend = ctx.options
-        grad = _masked(grads[0], mask)
-        needs = tuple(ctx.needs_input_grad[:3])
-        local = _token_ops.grad_hidden(
-            grad,
-            hidden,
-            weight,
-            bias,
-            labels,
-            shard.start,
-            inv_t,
-            values,
-            saved,
-            higher,
-            False,
-            needs,
-            backend,
-        )
-        out: list[Tensor | None] = [g if need else None for g, need in zip(local, needs, strict=True)]
-        if out[0] is not None:  # every process holds all of hidden, and a part of its gradient
-            out[0] = distributed.all_reduce_sum(out[0], shard.group)
-        return *out, None, None

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from infotorch.core import TokenStats
+
 STATISTICS = (
     "log_probs",
     "entropy",
@@ -26,6 +28,23 @@ logits = hnp.arrays(
     hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9),
     elements=st.one_of(st.floats(-30, 30), st.just(-math.inf)),
 ).map(lambda x: torch.from_numpy(np.where(np.isneginf(x).all(-1, keepdims=True), 0.0, x)))
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
+    """Normal numbers, the same in every type up to rounding."""
+    return (scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def get(stats: TokenStats, name: str) -> Tensor:
+    """One statistic, which must be there."""
+    value = getattr(stats, name)
+    assert value is not None
+    return value
+
+
+def asked(name: str) -> tuple[str, ...]:
+    """The extras that ask for a statistic, and no other: some of them change how all are computed."""
+    return (name,) if name in EXTRAS else ()
 
 
 def nucleus_entropy(log_p: Tensor, top_p: float, include_crossing: bool) -> Tensor:

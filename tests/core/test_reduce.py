@@ -176,5 +176,5 @@ def test_a_mask_broadcasts():
 
 def test_masks_must_be_boolean():
     for function in (masked_sum, masked_mean, masked_var):
-        with pytest.raises(TypeError, match="mask: expected a boolean tensor, got torch.int64"):
+        with pytest.raises(TypeError, match=r"mask: expected a boolean tensor, got torch.int64"):
             function(torch.zeros(2), torch.ones(2, dtype=torch.long))
