@@ -98,10 +98,11 @@ def main() -> None:
     titles = {"entropy": "entropy, nats per token", "reward": "reward"}
     plot_curves(found, args.out / "cov-entropy.png", titles, "ModularSum: covariance control against its baselines")
     digits = {"distinct_correct": 1}
+    value = {key: entry["mean"] for key, entry in law.items()}
     print(
-        f"law R = -a exp(H) + b on GRPO: R^2 {law['r2']['mean']:.3f}, RMSE {law['rmse']['mean']:.3f}, predicted "
-        f"ceiling {law['predicted_ceiling']['mean']:.3f}, end reward {law['reward_end']['mean']:.3f}; forecast from the first "
-        f"{laws[0]['forecast_from_first_steps']} steps: RMSE {law['forecast_rmse']['mean']:.3f}"
+        f"law R = -a exp(H) + b on GRPO: R^2 {value['r2']:.3f}, RMSE {value['rmse']:.3f}, predicted ceiling "
+        f"{value['predicted_ceiling']:.3f}, end reward {value['reward_end']:.3f}; forecast from the first "
+        f"{value['forecast_from_first_steps']:.0f} steps: RMSE {value['forecast_rmse']:.3f}"
     )
     print_table(("method", *KEYS), [table_row(n, s, KEYS, digits) for n, s in summaries.items()])
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from infotorch.core import _products, _tiles, _token_ops, token_stats, token_stats_from_hidden, tokens
+from infotorch.core import _products, _tiles, _token_ops, token_stats, token_stats_from_hidden
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
