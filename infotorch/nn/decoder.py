@@ -139,8 +139,10 @@ class DecoderBackbone(nn.Module):
             past_key_values = KVCache(len(self.blocks))
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if past + length > self.max_length:
+            raise ValueError(f"input_ids: {past} cached + {length} new positions exceed max_length={self.max_length}")
+        if attention_mask is not None and attention_mask.shape[1] != past + length:
             raise ValueError(
-                f"input_ids: {past} cached + {length} new positions exceed max_length={self.max_length}"
+                f"attention_mask: expected {past} cached + {length} new columns, got {attention_mask.shape[1]}"
             )
         if position_ids is None:
             if attention_mask is None:
@@ -161,8 +163,6 @@ def _attention_bias(mask: Tensor | None, past: int, length: int, x: Tensor) -> t
     total = past + length
     allowed = torch.ones(length, total, dtype=torch.bool, device=x.device).tril(past)[None, None]
     if mask is not None:
-        if mask.shape[1] != total:
-            raise ValueError(f"attention_mask: expected {past} cached + {length} new columns, got {mask.shape[1]}")
         allowed = allowed & mask.bool()[:, None, None, :]
     # A finite lowest value, not -inf: a padding query sees nothing and must give a finite (unused) output.
     return torch.zeros_like(allowed, dtype=x.dtype).masked_fill_(~allowed, torch.finfo(x.dtype).min), False
@@ -239,6 +239,7 @@ class TinyDecoder(nn.Module):
         past_key_values: KVCache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
+        output_hidden_states: bool = True,
     ) -> DecoderOutput:
         """Next-token logits.
 
@@ -249,6 +250,7 @@ class TinyDecoder(nn.Module):
             past_key_values: Cache of an earlier call; it is extended in place.
             use_cache: Return a cache.
             logits_to_keep: Compute the logits of the last so many positions only; 0 means all.
+            output_hidden_states: Accepted because transformers models take it; the final one is always returned.
 
         Returns:
             A `DecoderOutput` with ``logits [B, T or logits_to_keep, V]``.

@@ -99,9 +99,7 @@ class HFSampler:
     stop_token_ids: Iterable[int] = ()
     decode: Callable[[list[int]], str] | None = None
     compact_fraction: float = 0.125
-    capabilities: frozenset[str] = field(
-        default=frozenset({"full_entropy", "hidden_last", "stop_strings"}), init=False
-    )
+    capabilities: frozenset[str] = field(default=frozenset({"full_entropy", "hidden_last", "stop_strings"}), init=False)
 
     def __post_init__(self) -> None:
         self.stop_token_ids = frozenset(int(token) for token in self.stop_token_ids)
@@ -204,11 +202,9 @@ class HFSampler:
             input_ids[row, width - len(prompt) :] = prompt.to(device)
         mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
         padded = bool((lengths != width).any())
-        options = dict(self._prefill_options)
+        options: dict[str, Any] = dict(self._prefill_options)
         if return_hidden:
             options["output_hidden_states"] = True
-            if hasattr(self.model, "sizes"):  # TinyDecoder always returns them
-                del options["output_hidden_states"]
         output = self.model(
             input_ids,
             attention_mask=mask if padded else None,
@@ -220,14 +216,14 @@ class HFSampler:
         repeats = torch.tensor(counts, device=device)
         source = torch.repeat_interleave(torch.arange(len(prompts), device=device), repeats)
         cache = output.past_key_values
+        ids = prompt_ids if isinstance(prompt_ids, Tensor) else torch.tensor(list(prompt_ids))
+        ids = ids.to(device=device, dtype=torch.long)
         if max(counts) > 1:
             cache.batch_select_indices(source)
         running = _Running(
             row=torch.arange(len(source), device=device),
             budget=torch.tensor(budgets, device=device)[source],
-            prompt_key=torch.as_tensor(prompt_ids, dtype=torch.long, device=device)[source]
-            if isinstance(prompt_ids, Tensor)
-            else torch.tensor(list(prompt_ids), dtype=torch.long, device=device)[source],
+            prompt_key=ids[source],
             sample_key=torch.cat([torch.arange(count, device=device) for count in counts]),
             mask=mask[source] if padded else None,
             position=lengths[source],

@@ -186,7 +186,7 @@ def test_errors():
         module("grpoo")
     with pytest.raises(ValueError, match="minibatches: expected at most 16"):
         fit(module(minibatches=17), 1)
+    responses, headless = module().roll_out(batch()), decoder()
+    del headless.base_model
     with pytest.raises(ValueError, match="fused_head"):
-        net = module()
-        del net.model.base_model
-        response_stats(net.model, module().roll_out(batch()), fused_head=True)
+        response_stats(headless, responses, fused_head=True)

@@ -42,7 +42,8 @@ class Countdown(Task[CountdownProblem]):
         count: Numbers per problem, 2 to 5.
         max_number: Numbers are drawn from 1..max_number.
         max_target: Targets lie in 1..max_target and are none of the numbers.
-        min_solutions: Correct parenthesis-free expressions a problem has at least.
+        min_solutions: Correct parenthesis-free expressions a problem has at least, where equal numbers at
+            different places count apart.
         codec: Vocabulary; characters by default.
 
     Raises:
@@ -70,7 +71,11 @@ class Countdown(Task[CountdownProblem]):
     ) -> None:
         if not 2 <= count <= 5:
             raise ValueError(f"count: expected 2 to 5 numbers per problem, got {count}")
-        for name, value in {"max_number": max_number, "max_target": max_target, "min_solutions": min_solutions}.items():
+        for name, value in {
+            "max_number": max_number,
+            "max_target": max_target,
+            "min_solutions": min_solutions,
+        }.items():
             if value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
         self.count, self.max_number, self.max_target = count, max_number, max_target

@@ -50,9 +50,7 @@ class RunSum(Task[RunSumProblem]):
 
     name = "runsum"
 
-    def __init__(
-        self, terms: int | tuple[int, int] = 6, *, noise: float = 0.12, codec: Codec | None = None
-    ) -> None:
+    def __init__(self, terms: int | tuple[int, int] = 6, *, noise: float = 0.12, codec: Codec | None = None) -> None:
         self.terms = (terms, terms) if isinstance(terms, int) else terms
         if not 2 <= self.terms[0] <= self.terms[1]:
             raise ValueError(f"terms: expected at least 2, or a range (low, high), got {terms}")

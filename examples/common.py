@@ -1,0 +1,164 @@
+"""What the examples share: options, tables, versions, plot style, and the record of results they write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+__all__ = [
+    "COLORS",
+    "base_parser",
+    "command_line",
+    "format_spread",
+    "plotting",
+    "print_table",
+    "quiet_lightning",
+    "versions",
+    "write_ledger",
+]
+
+# Okabe and Ito's palette, distinguishable with every common color vision.
+COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
+
+
+def base_parser(description: str | None, *, slug: str, seeds: int | None = 1) -> argparse.ArgumentParser:
+    """Parser with the options every example has: ``--seed``, ``--seeds`` (unless None), ``--out`` and ``--full``."""
+    parser = argparse.ArgumentParser(
+        description=(description or "").strip().split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    if seeds is not None:
+        parser.add_argument("--seeds", type=int, default=None, help=f"number of seeds (none given: {seeds})")
+    parser.add_argument("--out", type=Path, default=Path("outputs") / slug, help="folder for results")
+    parser.add_argument("--full", action="store_true", help="longer runs and more seeds")
+    return parser
+
+
+def command_line() -> str:
+    """The command that runs now, relative to the working directory."""
+    script = Path(sys.argv[0])
+    try:
+        script = script.resolve().relative_to(Path.cwd())
+    except ValueError:
+        script = Path(script.name)
+    return shlex.join(["python", script.as_posix(), *sys.argv[1:]])
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python, infotorch, torch, numpy and further packages."""
+    found = {"python": platform.python_version()}
+    for package in ("infotorch", "torch", "numpy", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "source tree" if package == "infotorch" else "not installed"
+    return found
+
+
+def write_ledger(
+    path: Path,
+    *,
+    slug: str,
+    claim: str,
+    experiment: str,
+    command: str,
+    seeds: Sequence[int],
+    results: Mapping[str, Any],
+    versions: Mapping[str, str],
+    **further: Any,
+) -> Path:
+    """Write the record of an experiment as JSON.
+
+    Args:
+        path: File to write; missing folders are made.
+        slug: Short name of the method.
+        claim: What the paper claims.
+        experiment: What was run to test it.
+        command: The command that gives these numbers.
+        seeds: Seeds used.
+        results: Numbers of the method and of its baselines; with several seeds also their spread.
+        versions: See `versions`.
+        **further: Anything else worth keeping, such as curves.
+    """
+    record = {
+        "slug": slug,
+        "claim": claim,
+        "experiment": experiment,
+        "command": command,
+        "seeds": list(seeds),
+        "results": results,
+        "versions": dict(versions),
+        **further,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def format_spread(values: Sequence[float], digits: int = 3) -> str:
+    """``mean`` of one value, ``mean±standard deviation`` of several."""
+    text = f"{mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text}±{stdev(values):.{digits}f}"
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    """Print plain-text columns: the first one left-aligned, numbers right-aligned."""
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        return "  ".join(padded).rstrip()
+
+    if title:
+        print(title)
+    print(line(headers))
+    print(line(["-" * width for width in widths]))
+    for row in cells:
+        print(line(row))
+
+
+def plotting() -> Any:
+    """``matplotlib.pyplot`` with a file backend and one plain style."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+
+    plt.rcParams.update(
+        {
+            "axes.prop_cycle": cycler(color=COLORS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "grid.alpha": 0.25,
+            "grid.linewidth": 0.6,
+            "font.size": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 1.7,
+            "figure.dpi": 120,
+            "savefig.bbox": "tight",
+        }
+    )
+    return plt
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's hardware report, tips and data-loading advice, which do not concern these examples."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

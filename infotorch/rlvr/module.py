@@ -1,0 +1,374 @@
+"""The Lightning module that trains a causal language model with a recipe of `infotorch.losses`.
+
+One training step is one rollout batch: sample ``samples`` responses to every prompt, score them, let the recipe turn
+rewards into advantages, then make ``epochs`` passes of ``minibatches`` updates. The module holds no mathematics: it
+wires the sampler, the token statistics and the recipe together, counts tokens over all processes so that data
+parallelism equals one process, logs, and keeps everything a checkpoint needs to continue bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from infotorch.core import distributed as dist
+from infotorch.losses import LossOutput, Recipe, TokenBatch
+from infotorch.losses import recipe as named_recipe
+from infotorch.rlvr.loader import PromptBatch
+from infotorch.rlvr.metrics import TrainingHistory, distinct_correct, pass_at_k
+from infotorch.rlvr.responses import ResponseBatch, response_stats
+from infotorch.rlvr.tasks.base import Task
+from infotorch.rollout import HFSampler, Sampler
+
+__all__ = ["RLVRModule"]
+
+RewardFunction = Callable[[Sequence[Any], Sequence[Tensor]], Sequence[float] | Tensor]
+
+
+class RLVRModule(LightningModule):
+    """Reinforcement learning with verifiable rewards, for any causal language model and any recipe.
+
+    Args:
+        model: Language model with the transformers interface, or `infotorch.nn.TinyDecoder`.
+        task: Prompts, answers and reward.
+        recipe: A `Recipe`, the name of one (``"grpo"``, ``"clip_cov"`` ...), or a mapping for
+            ``Recipe.from_dict``.
+        samples: Responses per prompt (the group of GRPO).
+        temperature: Sampling temperature; the policy that is trained is the one at this temperature.
+        top_p, top_k: Truncation while sampling. The loss uses the untruncated policy.
+        max_new_tokens: Response budget; by default what the task needs and the end token.
+        epochs: Passes over a rollout batch.
+        minibatches: Updates per pass.
+        lr: Learning rate of Adam.
+        grad_clip: Largest gradient norm; None switches clipping off.
+        old_log_probs: ``"recompute"`` them with the training forward pass, or take those of the ``"sampler"``
+            (equal up to rounding for `HFSampler`, and cheaper).
+        fused_head: Compute token statistics from hidden states and the output weight, never holding the
+            ``[N, V]`` logits. Only for models whose logits are exactly ``hidden @ weight.T + bias``.
+        reference: Frozen model for recipes that need ``ref_log_probs``.
+        reward_function: ``(problems, responses) -> N rewards``; by default ``task.reward`` of each response.
+        sampler: Generation engine; by default an `HFSampler` around ``model``.
+        eval_problems: Held-out problems for pass@k and distinct correct answers.
+        eval_every: Rollout steps between evaluations (there is one at the start and one at the end, too); 0
+            switches evaluation off.
+        eval_samples: Samples per held-out problem.
+        eval_k: The k of the reported pass@k, besides pass@1; by default ``eval_samples``.
+        seed: Seed of all random draws; torch's global generator is seeded with it when training starts.
+
+    Raises:
+        ValueError: If an option is out of range, or the recipe needs a reference model and there is none.
+
+    Example:
+        >>> from infotorch.nn import TinyDecoder
+        >>> from infotorch.rlvr.tasks import RunSum
+        >>> task = RunSum(terms=3)
+        >>> model = TinyDecoder(task.codec.vocab_size, dim=16, layers=1, heads=2, max_length=20)
+        >>> RLVRModule(model, task, "grpo", samples=4).max_new_tokens
+        9
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task[Any],
+        recipe: Recipe | str | Mapping[str, Any],
+        *,
+        samples: int = 8,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = -1,
+        max_new_tokens: int | None = None,
+        epochs: int = 1,
+        minibatches: int = 1,
+        lr: float = 1e-4,
+        grad_clip: float | None = 1.0,
+        old_log_probs: Literal["recompute", "sampler"] = "recompute",
+        fused_head: bool = False,
+        reference: nn.Module | None = None,
+        reward_function: RewardFunction | None = None,
+        sampler: Sampler | None = None,
+        eval_problems: Sequence[Any] = (),
+        eval_every: int = 0,
+        eval_samples: int = 16,
+        eval_k: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        counts = {"samples": samples, "epochs": epochs, "minibatches": minibatches, "eval_samples": eval_samples}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value}")
+        if not 0.0 < temperature < float("inf"):
+            raise ValueError(f"temperature: expected a positive number to train at, got {temperature}")
+        if old_log_probs not in ("recompute", "sampler"):
+            raise ValueError(f"old_log_probs: expected 'recompute' or 'sampler', got {old_log_probs!r}")
+        if eval_every and not len(eval_problems):
+            raise ValueError("eval_problems: expected at least one problem when eval_every is set, got none")
+        if isinstance(recipe, str):
+            recipe = named_recipe(recipe)
+        elif isinstance(recipe, Mapping):
+            recipe = Recipe.from_dict(recipe)
+        if "ref_log_probs" in recipe.required and reference is None:
+            raise ValueError("reference: this recipe needs ref_log_probs; pass a frozen reference model")
+        self.model, self.task, self.recipe, self.reference = model, task, recipe, reference
+        if reference is not None:
+            reference.requires_grad_(False).eval()
+        self.samples, self.temperature, self.top_p, self.top_k = samples, temperature, top_p, top_k
+        self.max_new_tokens = task.max_response + 1 if max_new_tokens is None else max_new_tokens
+        self.epochs, self.minibatches, self.lr, self.grad_clip = epochs, minibatches, lr, grad_clip
+        self.old_log_probs, self.fused_head, self.seed = old_log_probs, fused_head, seed
+        self.reward_function = reward_function or _task_reward(task)
+        self.sampler = sampler or HFSampler(
+            model, pad_token_id=task.codec.pad_id, stop_token_ids={task.codec.eos_id}, decode=task.codec.decode
+        )
+        self.eval_problems, self.eval_every, self.eval_samples = list(eval_problems), eval_every, eval_samples
+        self.eval_k = eval_samples if eval_k is None else eval_k
+        self.history = TrainingHistory()
+        self.rollout_step = 0
+        self._random_states: dict[str, Tensor] | None = None
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Roll out, score, update."""
+        started = time.perf_counter()
+        responses = self.roll_out(batch)
+        token_batch = self.recipe.prepare(self.token_batch(responses))
+        outputs = [
+            self._update(responses, token_batch, rows)
+            for epoch in range(self.epochs)
+            for rows in self._minibatches(len(responses), epoch)
+        ]
+        self._log_step(responses, outputs, time.perf_counter() - started)
+        self.rollout_step += 1
+        if self.eval_every and self.rollout_step % self.eval_every == 0:
+            self._log_evaluation()
+
+    def roll_out(self, batch: PromptBatch) -> ResponseBatch:
+        """Sample and score responses to the prompts of a batch.
+
+        Raises:
+            ValueError: If there are no prompts, or the reward function returns a wrong number of rewards or one that
+                is not finite.
+        """
+        if not len(batch.problems):
+            raise ValueError("batch: expected at least one prompt, got none")
+        prompts = [self.task.prompt(problem) for problem in batch.problems]
+        extra: dict[str, Any] = {"prompt_ids": batch.ids} if isinstance(self.sampler, HFSampler) else {}
+        rollouts = self.sampler.generate(
+            prompts,
+            self.samples,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            **extra,
+        )
+        problems = [batch.problems[index] for index in rollouts.prompt_index.tolist()]
+        rewards = torch.as_tensor(self.reward_function(problems, rollouts.tokens), dtype=torch.float32)
+        if rewards.shape != (len(rollouts),):
+            raise ValueError(
+                f"reward_function: expected {len(rollouts)} rewards, one per response, got shape {tuple(rewards.shape)}"
+            )
+        if not bool(rewards.isfinite().all()):
+            raise ValueError(f"reward_function: expected finite rewards, got {rewards[~rewards.isfinite()][0]}")
+        return ResponseBatch.from_rollouts(rollouts, prompts, rewards, self.task.codec.pad_id)
+
+    def token_batch(self, responses: ResponseBatch) -> TokenBatch:
+        """The complete record of a rollout batch, before any update."""
+        old, entropy = responses.log_probs, responses.entropies
+        if self.old_log_probs == "recompute":
+            with torch.no_grad():
+                old, entropy = self._stats(self.model, responses)
+        ref = None
+        if "ref_log_probs" in self.recipe.required and self.reference is not None:
+            with torch.no_grad():
+                ref, _ = self._stats(self.reference, responses)
+        return TokenBatch(
+            log_probs=old,
+            mask=responses.mask,
+            old_log_probs=old,
+            entropy=entropy,
+            ref_log_probs=ref,
+            rewards=responses.rewards,
+            group=responses.group,
+        )
+
+    def _stats(self, model: nn.Module, responses: ResponseBatch) -> tuple[Tensor, Tensor]:
+        return response_stats(model, responses, temperature=self.temperature, fused_head=self.fused_head)
+
+    def _minibatches(self, rows: int, epoch: int) -> Sequence[Tensor]:
+        if self.minibatches > rows:
+            raise ValueError(f"minibatches: expected at most {rows} (the responses of a step), got {self.minibatches}")
+        if self.minibatches == 1:
+            return [torch.arange(rows)]
+        key = ((self.seed * 1_000_003 + self.rollout_step) * 1_009 + epoch) % 2**63
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(key))
+        return order.tensor_split(self.minibatches)
+
+    def _update(self, responses: ResponseBatch, batch: TokenBatch, rows: Tensor) -> LossOutput:
+        optimizer: Any = self.optimizers()
+        part = responses.select(rows)
+        log_probs, entropy = self._stats(self.model, part)
+        counts = torch.stack((part.mask.sum(), part.mask.any(1).sum()))
+        num_tokens, num_sequences = dist.all_reduce_sum(counts)
+        output = self.recipe(
+            batch.select(rows.to(batch.mask.device)).replace(
+                log_probs=log_probs,
+                entropy=entropy,
+                num_tokens=num_tokens,
+                num_sequences=num_sequences,
+                world_size=dist.world_size(),
+            )
+        )
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(output.loss)
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        optimizer.step()
+        self.recipe.after_step()
+        return output
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over the trainable parameters of the model."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+    # -- evaluation and logs -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """pass@1, pass@k, distinct correct answers and entropy on the held-out problems, over all processes."""
+        mine = range(dist.rank(), len(self.eval_problems), dist.world_size())
+        totals = torch.zeros(6, dtype=torch.float64, device=self.device)
+        if len(mine):
+            problems = [self.eval_problems[index] for index in mine]
+            extra: dict[str, Any] = (
+                {"prompt_ids": torch.tensor(list(mine))} if isinstance(self.sampler, HFSampler) else {}
+            )
+            rollouts = self.sampler.generate(
+                [self.task.prompt(problem) for problem in problems],
+                self.eval_samples,
+                temperature=self.temperature,
+                max_new_tokens=self.max_new_tokens,
+                seed=self.seed + 1,
+                **extra,
+            )
+            answers = [
+                self.task.canonical(problems[index], tokens)
+                for index, tokens in zip(rollouts.prompt_index.tolist(), rollouts.tokens, strict=True)
+            ]
+            correct = torch.tensor([answer is not None for answer in answers]).view(-1, self.eval_samples)
+            totals += torch.tensor(
+                [
+                    len(problems),
+                    float(pass_at_k(correct, 1).sum()),
+                    float(pass_at_k(correct, self.eval_k).sum()),
+                    sum(distinct_correct(answers, self.eval_samples)),
+                    float(sum(row.sum() for row in rollouts.entropies)),
+                    rollouts.new_tokens,
+                ]
+            ).to(totals)
+        count, one, many, distinct, entropy, tokens = dist.all_reduce_sum(totals).tolist()
+        return {
+            "pass@1": one / count,
+            f"pass@{self.eval_k}": many / count,
+            "distinct": distinct / count,
+            "eval_entropy": entropy / tokens,
+        }
+
+    def _log_evaluation(self) -> None:
+        values = self.evaluate()
+        self.history.append(self.rollout_step, **values)
+        self.log_dict({f"eval/{name}": value for name, value in values.items()}, batch_size=1)
+
+    def _log_step(self, responses: ResponseBatch, outputs: Sequence[LossOutput], seconds: float) -> None:
+        mask = responses.mask
+        rows = mask.new_full((), len(mask), dtype=torch.float64)
+        sums = torch.stack((responses.rewards.sum(), responses.entropies.sum(), mask.sum(), rows))
+        reward, entropy, tokens, count = dist.all_reduce_sum(sums).tolist()
+        values = {
+            "reward": reward / count,
+            "entropy": entropy / tokens,
+            "length": tokens / count,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "loss": float(torch.stack([output.loss.detach() for output in outputs]).mean()),
+        }
+        for name in outputs[0].metrics:
+            values[f"loss/{name}"] = float(torch.stack([o.metrics[name].float() for o in outputs]).mean())
+        self.history.append(self.rollout_step, **values)
+        shown = {"reward", "entropy"}
+        rest = {name: value for name, value in values.items() if name not in shown}
+        self.log_dict({name: values[name] for name in sorted(shown)}, prog_bar=True, batch_size=len(mask))
+        self.log_dict(rest, batch_size=len(mask))
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Problems are plain records and stay where they are."""
+        return batch
+
+    def on_train_start(self) -> None:
+        """Seed a fresh run and evaluate its start, or restore the random states of a checkpoint."""
+        if self._random_states is not None:
+            _set_random_states(self._random_states, self.device)
+            self._random_states = None
+            return
+        torch.manual_seed(self.seed * 1_009 + dist.rank())  # parts that draw (Clip-Cov) differ between processes
+        if self.eval_every and self.rollout_step == 0:
+            self.history.append(0, **self.evaluate())
+
+    def on_train_end(self) -> None:
+        """Evaluate the end, unless the last step did."""
+        if self.eval_every and self.rollout_step % self.eval_every:
+            self.history.append(self.rollout_step, **self.evaluate())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step, the curves and the random states."""
+        checkpoint["rlvr"] = {
+            "rollout_step": self.rollout_step,
+            "history": self.history.rows,
+            "random_states": _random_states(self.device),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint of this module."""
+        state = checkpoint["rlvr"]
+        self.rollout_step = state["rollout_step"]
+        self.history = TrainingHistory([dict(row) for row in state["history"]])
+        self._random_states = state["random_states"]
+
+
+def _task_reward(task: Task[Any]) -> RewardFunction:
+    def rewards(problems: Sequence[Any], responses: Sequence[Tensor]) -> list[float]:
+        return [task.reward(problem, tokens) for problem, tokens in zip(problems, responses, strict=True)]
+
+    return rewards
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Every process's states of the global generators, ``[processes, bytes]``."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: dist.gather_cat(state.to(device)[None]).cpu() for name, state in states.items()}
+
+
+def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    if len(states["cpu"]) != dist.world_size():
+        raise ValueError(
+            f"checkpoint: it was saved by {len(states['cpu'])} processes and can only be continued by as many, "
+            f"got {dist.world_size()}"
+        )
+    torch.set_rng_state(states["cpu"][dist.rank()])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"][dist.rank()], device)

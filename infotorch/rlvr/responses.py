@@ -1,0 +1,106 @@
+"""A scored rollout batch as rectangles, and the token statistics of its responses under a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from torch import Tensor, nn
+
+from infotorch.core import TokenStats, token_stats, token_stats_from_hidden
+from infotorch.rollout import Rollouts
+
+__all__ = ["ResponseBatch", "response_stats"]
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """N responses of at most T tokens.
+
+    Attributes:
+        input_ids: ``[N, S]`` prompts and responses, right-padded.
+        predict_at: ``[N, T]``: position in ``input_ids`` whose output predicts response token t.
+        tokens, mask: ``[N, T]`` response tokens and which of them are real.
+        log_probs, entropies: ``[N, T]`` of the sampler, in nats.
+        rewards: ``[N]``.
+        group: int64 ``[N]``, number of the prompt.
+    """
+
+    input_ids: Tensor
+    predict_at: Tensor
+    tokens: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    entropies: Tensor
+    rewards: Tensor
+    group: Tensor
+
+    @classmethod
+    def from_rollouts(
+        cls, rollouts: Rollouts, prompts: Sequence[Tensor], rewards: Tensor, pad_id: int
+    ) -> ResponseBatch:
+        """Pad rollouts and put everything on their device."""
+        padded = rollouts.padded(pad_id)
+        input_ids, predict_at = rollouts.sequences(prompts, pad_id)
+        device = input_ids.device
+        return cls(
+            input_ids=input_ids,
+            predict_at=predict_at,
+            tokens=padded.tokens,
+            mask=padded.mask,
+            log_probs=padded.logprobs,
+            entropies=padded.entropies,
+            rewards=rewards.to(device),
+            group=rollouts.prompt_index.to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: Tensor) -> ResponseBatch:
+        """The given rows."""
+        rows = rows.to(self.tokens.device)
+        return ResponseBatch(**{entry.name: getattr(self, entry.name)[rows] for entry in fields(self)})
+
+
+def response_stats(
+    model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0, fused_head: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies ``[N, T]`` (nats, with gradient) of the responses, 0 outside the mask.
+
+    Args:
+        model: Causal language model.
+        batch: The responses.
+        temperature: Divides the logits.
+        fused_head: Use ``model.base_model`` and the output weight instead of logits: the ``[N, V]`` logits never
+            exist. Right only where logits are exactly ``hidden @ weight.T + bias``.
+
+    Raises:
+        ValueError: If ``fused_head`` is set and the model does not expose hidden states and a linear head.
+    """
+    row, column = batch.mask.nonzero(as_tuple=True)
+    at, labels = batch.predict_at[row, column], batch.tokens[row, column]
+    # Right padding: a causal model needs no attention mask, since no real position sees the padding.
+    if fused_head:
+        flat = _fused_stats(model, batch.input_ids, row, at, labels, temperature)
+    else:
+        logits = model(batch.input_ids).logits
+        flat = token_stats(logits[row, at], labels, temperature=temperature)
+    assert flat.log_probs is not None
+    empty = flat.log_probs.new_zeros(batch.mask.shape)
+    return empty.index_put((row, column), flat.log_probs), empty.index_put((row, column), flat.entropy)
+
+
+def _fused_stats(
+    model: nn.Module, input_ids: Tensor, row: Tensor, at: Tensor, labels: Tensor, temperature: float
+) -> TokenStats:
+    backbone = getattr(model, "base_model", None)
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if callable(get_head) else None
+    if not isinstance(backbone, nn.Module) or backbone is model or not isinstance(head, nn.Linear):
+        raise ValueError(
+            "fused_head: expected a model with base_model (tokens to hidden states) and a linear output head, "
+            f"got {type(model).__name__}; use fused_head=False"
+        )
+    hidden = backbone(input_ids).last_hidden_state[row, at]
+    return token_stats_from_hidden(hidden, head.weight, labels, bias=head.bias, temperature=temperature)
