@@ -44,6 +44,8 @@ class RLVRModule(LightningModule):
         max_new_tokens: Response budget; by default what the task needs and the end token.
         epochs: Passes over a rollout batch.
         minibatches: Updates per pass.
+        micro_batch: Rows per forward and backward pass; the gradients of an update's passes are summed, so that
+            memory is bounded and, for recipes without batch-wide selections, nothing else changes. None: all rows.
         lr: Learning rate of Adam.
         grad_clip: Largest gradient norm; None switches clipping off.
         old_log_probs: ``"recompute"`` them with the training forward pass, or take those of the ``"sampler"``
@@ -85,6 +87,7 @@ class RLVRModule(LightningModule):
         max_new_tokens: int | None = None,
         epochs: int = 1,
         minibatches: int = 1,
+        micro_batch: int | None = None,
         lr: float = 1e-4,
         grad_clip: float | None = 1.0,
         old_log_probs: Literal["recompute", "sampler"] = "recompute",
@@ -101,6 +104,8 @@ class RLVRModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         counts = {"samples": samples, "epochs": epochs, "minibatches": minibatches, "eval_samples": eval_samples}
+        if micro_batch is not None:
+            counts["micro_batch"] = micro_batch
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
@@ -122,6 +127,7 @@ class RLVRModule(LightningModule):
         self.samples, self.temperature, self.top_p, self.top_k = samples, temperature, top_p, top_k
         self.max_new_tokens = task.max_response + 1 if max_new_tokens is None else max_new_tokens
         self.epochs, self.minibatches, self.lr, self.grad_clip = epochs, minibatches, lr, grad_clip
+        self.micro_batch = micro_batch
         self.old_log_probs, self.fused_head, self.seed = old_log_probs, fused_head, seed
         self.reward_function = reward_function or _task_reward(task)
         self.sampler = sampler or HFSampler(
@@ -141,9 +147,10 @@ class RLVRModule(LightningModule):
         responses = self.roll_out(batch)
         token_batch = self.recipe.prepare(self.token_batch(responses))
         outputs = [
-            self._update(responses, token_batch, rows)
+            output
             for epoch in range(self.epochs)
             for rows in self._minibatches(len(responses), epoch)
+            for output in self._update(responses, token_batch, rows)
         ]
         self._log_step(responses, outputs, time.perf_counter() - started)
         self.rollout_step += 1
@@ -185,12 +192,10 @@ class RLVRModule(LightningModule):
         """The complete record of a rollout batch, before any update."""
         old, entropy = responses.log_probs, responses.entropies
         if self.old_log_probs == "recompute":
-            with torch.no_grad():
-                old, entropy = self._stats(self.model, responses)
+            old, entropy = self._frozen_stats(self.model, responses)
         ref = None
         if "ref_log_probs" in self.recipe.required and self.reference is not None:
-            with torch.no_grad():
-                ref, _ = self._stats(self.reference, responses)
+            ref, _ = self._frozen_stats(self.reference, responses)
         return TokenBatch(
             log_probs=old,
             mask=responses.mask,
@@ -204,6 +209,13 @@ class RLVRModule(LightningModule):
     def _stats(self, model: nn.Module, responses: ResponseBatch) -> tuple[Tensor, Tensor]:
         return response_stats(model, responses, temperature=self.temperature, fused_head=self.fused_head)
 
+    @torch.no_grad()
+    def _frozen_stats(self, model: nn.Module, responses: ResponseBatch) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(len(responses))
+        parts = [self._stats(model, responses.select(part)) for part in rows.split(self.micro_batch or len(rows))]
+        log_probs, entropies = zip(*parts, strict=True)
+        return torch.cat(log_probs), torch.cat(entropies)
+
     def _minibatches(self, rows: int, epoch: int) -> Sequence[Tensor]:
         if self.minibatches > rows:
             raise ValueError(f"minibatches: expected at most {rows} (the responses of a step), got {self.minibatches}")
@@ -213,28 +225,24 @@ class RLVRModule(LightningModule):
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(key))
         return order.tensor_split(self.minibatches)
 
-    def _update(self, responses: ResponseBatch, batch: TokenBatch, rows: Tensor) -> LossOutput:
+    def _update(self, responses: ResponseBatch, batch: TokenBatch, rows: Tensor) -> list[LossOutput]:
+        """One optimizer step on the given rows, a micro-batch at a time."""
         optimizer: Any = self.optimizers()
-        part = responses.select(rows)
-        log_probs, entropy = self._stats(self.model, part)
-        counts = torch.stack((part.mask.sum(), part.mask.any(1).sum()))
-        num_tokens, num_sequences = dist.all_reduce_sum(counts)
-        output = self.recipe(
-            batch.select(rows.to(batch.mask.device)).replace(
-                log_probs=log_probs,
-                entropy=entropy,
-                num_tokens=num_tokens,
-                num_sequences=num_sequences,
-                world_size=dist.world_size(),
-            )
-        )
+        mask = responses.select(rows).mask
+        num_tokens, num_sequences = dist.all_reduce_sum(torch.stack((mask.sum(), mask.any(1).sum())))
+        whole = batch.replace(num_tokens=num_tokens, num_sequences=num_sequences, world_size=dist.world_size())
         optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(output.loss)
+        outputs = []
+        for part in rows.split(self.micro_batch or len(rows)):
+            log_probs, entropy = self._stats(self.model, responses.select(part))
+            own = whole.select(part.to(batch.mask.device)).replace(log_probs=log_probs, entropy=entropy)
+            outputs.append(self.recipe(own))
+            self.manual_backward(outputs[-1].loss)
         if self.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         optimizer.step()
         self.recipe.after_step()
-        return output
+        return outputs
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over the trainable parameters of the model."""
@@ -294,6 +302,7 @@ class RLVRModule(LightningModule):
         rows = mask.new_full((), len(mask), dtype=torch.float64)
         sums = torch.stack((responses.rewards.sum(), responses.entropies.sum(), mask.sum(), rows))
         reward, entropy, tokens, count = dist.all_reduce_sum(sums).tolist()
+        updates = self.epochs * self.minibatches  # each is the sum of its micro-batches' losses
         values = {
             "reward": reward / count,
             "entropy": entropy / tokens,
@@ -301,7 +310,7 @@ class RLVRModule(LightningModule):
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "loss": float(torch.stack([output.loss.detach() for output in outputs]).mean()),
+            "loss": float(torch.stack([output.loss.detach() for output in outputs]).sum()) / updates,
         }
         for name in outputs[0].metrics:
             values[f"loss/{name}"] = float(torch.stack([o.metrics[name].float() for o in outputs]).mean())

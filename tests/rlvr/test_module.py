@@ -72,6 +72,17 @@ def test_training_moves_the_reward():
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 * 1.3
 
 
+@pytest.mark.parametrize("recipe", ["grpo", "gspo", "entropy_bonus"])
+def test_micro_batches_change_nothing_but_memory(recipe):
+    nets = [module(recipe, micro_batch=size) for size in (None, 3)]
+    for net in nets:
+        net.double()
+        fit(net, 2)
+    assert nets[0].history.column("loss")[1] == pytest.approx(nets[1].history.column("loss")[1], abs=1e-7)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     "recipe",
     ["grpo", "dapo", "dr_grpo", "gspo", "entropy_bonus", "clip_cov", "kl_cov", "forking_tokens"],
