@@ -223,7 +223,10 @@ def grad_tile(
     label, a0, a1, a2, b0, b1 = coefficients(grad, values, inv_t)
     d = tile if overwrite and not nucleus else scratch(0, shape)
     p = scratch(1, shape) if out is None else out
-    torch.sub(tile, saved[SHIFT].unsqueeze(1), out=d)
+    if tile.dtype == d.dtype:
+        torch.sub(tile, saved[SHIFT].unsqueeze(1), out=d)
+    else:  # widened first, as in fold_tile
+        d.copy_(tile).sub_(saved[SHIFT].unsqueeze(1))
     if scale_matters(inv_t):
         d.mul_(inv_t.unsqueeze(1))
     log_s1 = saved[LOG_S1]
