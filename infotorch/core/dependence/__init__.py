@@ -1,0 +1,34 @@
+"""Measures of dependence: distance covariance and its joint forms, kernel measures, and permutation tests."""
+
+from infotorch.core.dependence.distance import (
+    distance_correlation,
+    distance_correlation_sqr,
+    distance_covariance,
+    distance_covariance_sqr,
+    u_distance_correlation_sqr,
+    u_distance_covariance_sqr,
+)
+from infotorch.core.dependence.joint import ccdcov_sqr, group_js_divergence, jdcov_sqr, u_ccdcov_sqr, u_jdcov_sqr
+from infotorch.core.dependence.kernel import hsic, mmd_sqr, u_hsic, u_mmd_sqr
+from infotorch.core.dependence.permutation import PermutationTest, independence_test, two_sample_test
+
+__all__ = [
+    "PermutationTest",
+    "ccdcov_sqr",
+    "distance_correlation",
+    "distance_correlation_sqr",
+    "distance_covariance",
+    "distance_covariance_sqr",
+    "group_js_divergence",
+    "hsic",
+    "independence_test",
+    "jdcov_sqr",
+    "mmd_sqr",
+    "two_sample_test",
+    "u_ccdcov_sqr",
+    "u_distance_correlation_sqr",
+    "u_distance_covariance_sqr",
+    "u_hsic",
+    "u_jdcov_sqr",
+    "u_mmd_sqr",
+]
