@@ -20,7 +20,7 @@ from torch import Tensor
 from infotorch.core._autograd import first_order
 
 _DENSE = 32  # nodes of at most this many points are compared pair by pair
-_CHUNK = 1 << 13  # such nodes at a time, so that the comparisons stay O(n) small
+_CHUNK = 1 << 9  # such nodes at a time, for the comparisons to stay in the cache
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,16 @@ def distance_means(x: Tensor, weights: Tensor, order: Order | None = None) -> Te
     r"""Weighted distances to all points, :math:`\sum_j w_j |x_i - x_j|`, shape and gradient of ``x [..., n]``."""
     order = order or order_of(x)
     x = centered(x)
+    weights, scale = _counts(weights)
     total = _before((weights * x).gather(-1, order.index))
     below = total.gather(-1, order.low) + total.gather(-1, order.high) - total[..., -1:]
-    return x * order.signs(weights) - torch.empty_like(x).scatter(-1, order.index, below)
+    return scale * (x * order.signs(weights) - torch.empty_like(x).scatter(-1, order.index, below))
+
+
+def _counts(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights over the largest, and that: equal weights become ones, whose running sums do not round."""
+    scale = weights.max()
+    return weights / scale, scale
 
 
 def pair_means(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,11 +126,14 @@ class _Product(torch.autograd.Function):
         ctx: Any, x: Tensor, y: Tensor, w: Tensor, orders: tuple[Order, Order], means: tuple[Tensor, Tensor]
     ) -> Tensor:
         x, y = centered(x), centered(y)
+        w, scale = _counts(w)
+        means = means[0] / scale, means[1] / scale
         want_y = ctx.needs_input_grad[1]
         want_x = ctx.needs_input_grad[0] or not want_y  # the value needs one of the two
         mass, *moments = _common(w, [w * y] * want_x + [w * x] * want_y, *orders)
         x_slope = _slope(y, w, orders[0], mass, moments[0], means[1]) if want_x else None
         y_slope = _slope(x, w, orders[1], mass, moments[-1], means[0]) if want_y else None
+        x_slope, y_slope = (None if slope is None else scale**2 * slope for slope in (x_slope, y_slope))
         ctx.save_for_backward(x_slope, y_slope)
         slope, z = (y_slope, y) if x_slope is None else (x_slope, x)
         assert slope is not None
@@ -238,6 +248,7 @@ def cell_product(x: Tensor, cell: Tensor, between: Tensor | None, weights: Tenso
         between: Shape ``(G, G)``, symmetric with zero diagonal; None for 1 between any two cells.
         weights: Shape ``(n,)``.
     """
+    weights, scale = _counts(weights)
     with torch.no_grad():
         order = order_of(x)
         if between is None:
@@ -246,7 +257,7 @@ def cell_product(x: Tensor, cell: Tensor, between: Tensor | None, weights: Tenso
             slope = torch.zeros_like(x)
             for h, distances in enumerate(between):
                 slope += distances[cell] * order.signs(weights * (cell == h))
-    return 2 * (weights * slope * centered(x)).sum()
+    return 2 * scale**2 * (weights * slope * centered(x)).sum()
 
 
 def _signs_within(order: Order, cell: Tensor, weights: Tensor) -> Tensor:

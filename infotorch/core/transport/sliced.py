@@ -215,25 +215,34 @@ def _quantile_cost(u: Tensor, v: Tensor, a: Tensor | None, b: Tensor | None, p: 
         return _power(u[..., (grid - 1) // m] - v[..., (grid - 1) // n], p) @ width
     u, u_mass = _sorted(u, a)
     v, v_mass = _sorted(v, b)
-    grid = torch.cat((u_mass, v_mass), -1).sort(-1).values
-    places = [torch.searchsorted(mass.detach().contiguous(), grid.detach()) for mass in (u_mass, v_mass)]
+    both = torch.cat((u_mass, v_mass), -1)
+    order = _argsort(both)
+    grid = both.gather(-1, order)
     width = torch.diff(grid, prepend=torch.zeros_like(grid[..., :1])).to(u.dtype)
-    difference = u.gather(-1, places[0].clamp_(max=n - 1)) - v.gather(-1, places[1].clamp_(max=m - 1))
+    # The quantile functions at a grid point stand at the first value whose mass is not below it: as many values
+    # are passed over as masses come before. Tied masses come in any order, since all but the first have width 0.
+    from_u = order < n
+    u_place = from_u.cumsum(-1) - from_u.long()
+    v_place = torch.arange(n + m, device=u.device) - u_place
+    difference = u.gather(-1, u_place.clamp_(max=n - 1)) - v.gather(-1, v_place.clamp_(max=m - 1))
     return (_power(difference, p) * width).sum(-1)
 
 
 def _sorted(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``x [..., n]`` in ascending order, and the running sum of its weights in float64."""
-    if x.device.type == "cpu":
-        values = x.detach().numpy()
-        if weights is None and not x.requires_grad:
-            found = torch.from_numpy(np.sort(values, axis=-1))  # vectorized where torch's sort is not
-            return found, found
-        index = torch.from_numpy(np.argsort(values, axis=-1))
-    else:
-        index = x.detach().argsort(-1)
+    if weights is None and not x.requires_grad and x.device.type == "cpu":
+        found = torch.from_numpy(np.sort(x.numpy(), axis=-1))
+        return found, found
+    index = _argsort(x)
     mass = x if weights is None else weights.double().expand(x.shape).gather(-1, index).cumsum(-1)
     return x.gather(-1, index), mass
+
+
+def _argsort(x: Tensor) -> Tensor:
+    """Ascending order along the last dimension; numpy's sorting is vectorized on a CPU where torch's is not."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1))
+    return x.detach().argsort(-1)
 
 
 def _power(x: Tensor, p: float) -> Tensor:
