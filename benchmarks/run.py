@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks import machine, memory, table, timing
 from benchmarks.common import KEYS, Benchmark, Built, Case, Options, Subject, errors, load_all
 
-_ROUNDS, _BUDGET_S = 15, 25.0
+_ROUNDS, _BUDGET_S = 15, 12.0
 _QUICK_ROUNDS, _QUICK_BUDGET_S = 5, 0.4
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"name: expected one of {', '.join(registry)}, got {given.name!r}")
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device: no CUDA device here")
-    if given.json and not given.force and _busy(machine.load()):
+    if given.json and _busy(machine.load()) and not given.force:
         return 2
 
     options = Options(given.quick, given.device, given.threads, given.seed)
@@ -57,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     described = machine.describe(options)
     rows = run(registry[given.name], options, only=given.only, with_memory=not given.no_memory)
     print(table.render(rows))
-    described |= {"load_1min_at_end": round(machine.load(), 2), "forced": given.force, "quick": given.quick}
+    described |= {"load_1min_at_end": round(machine.load(), 2), "quick": given.quick}
     if given.json:
-        loads = [row["load_1min"] for row in rows]
-        if not given.force and _busy(max(loads, default=0.0)):
+        described["forced"] = _busy(max([described["load_1min"], *(row["load_1min"] for row in rows)]))
+        if described["forced"] and not given.force:
             return 2
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps({"machine": described, "rows": rows}, indent=1, allow_nan=False) + "\n")
@@ -72,19 +72,18 @@ def run(benchmark: Benchmark, options: Options, *, only: str = "", with_memory: 
     cases = [case for case in benchmark.cases(options) if only in case.name]
     rounds = _QUICK_ROUNDS if options.quick else _ROUNDS
     peaks: memory.Peaks = {}
+    if with_memory:
+        with tqdm(total=len(cases), desc=f"{benchmark.name}, memory", disable=None, unit="case") as bar:
+            peaks, complaint = memory.measure(
+                benchmark.name, [case.name for case in cases], options, lambda name: bar.update()
+            )
+        _complain(complaint)
     rows: list[Row] = []
     with tqdm(total=len(cases) * (rounds + 1), desc=benchmark.name, disable=None, unit="round") as bar:
-        if with_memory and options.quick:  # one process for all: starting one costs more than a small case
-            peaks, complaint = memory.measure(benchmark.name, [case.name for case in cases], options)
-            _complain(complaint)
         for position, case in enumerate(cases):
             bar.set_postfix_str(case.name)
-            if with_memory and not options.quick:
-                found, complaint = memory.measure(benchmark.name, [case.name], options)
-                peaks |= found
-                _complain(complaint)
             rows += _rows(benchmark.name, case, options, rounds, peaks.get(case.name, {}), bar)
-            bar.n = (position + 1) * (rounds + 1)
+            bar.n = (position + 1) * (rounds + 1)  # rounds that the budget cut off count, too
             bar.refresh()
     return rows
 
@@ -178,7 +177,7 @@ def _round(value: float) -> float:
 def _busy(load: float) -> bool:
     if load <= machine.cores():
         return False
-    _complain(f"load {load:.2f} on {machine.cores()} cores: no file is written from a busy machine (--force does)")
+    _complain(f"load {load:.2f} on {machine.cores()} cores: not a machine to publish from (--force does)")
     return True
 
 

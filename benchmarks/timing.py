@@ -31,7 +31,7 @@ def interleave(
     *,
     rounds: int,
     budget_s: float,
-    min_rounds: int = 3,
+    min_rounds: int = 5,
     seed: int = 0,
     device: str = "cpu",
     tick: Callable[[], object] = lambda: None,
@@ -44,7 +44,6 @@ def interleave(
     clock = _cuda_seconds if device.startswith("cuda") else _cpu_seconds
     numbers = []
     for call in calls:
-        call()
         once = clock(call, 1)
         numbers.append(max(1, min(1000, round(MIN_SAMPLE_S / max(once, 1e-7)))))
     order, shuffle = list(range(len(calls))), random.Random(seed).shuffle
