@@ -182,9 +182,12 @@ def fold_nucleus(
     values[TOP_P_ENTROPY] = -(q * (ordered - log_mass.unsqueeze(1))).sum(-1)
 
 
-def coefficients(grad: Tensor, values: Tensor, inv_t: Tensor) -> Tensor:
+def coefficients(grad: Tensor, values: Tensor, inv_t: Tensor, higher: bool = True) -> Tensor:
     """Rows ``(label, a0, a1, a2, b0, b1)`` of the gradient's common form, temperature included."""
     g_logp, g_h, g_z, g_var, g_c, g_cov, _ = grad
+    if not higher:  # with few rows in a tile the terms below are felt, even where they are zero
+        none = torch.zeros_like(g_h)
+        return inv_t * torch.stack((g_logp, g_z - g_logp, -g_h, none, none, none))
     var, c, cov = values[VARENTROPY], values[COLLISION], values[ENTROPY_COVARIANCE]
     return inv_t * torch.stack(
         (
@@ -220,7 +223,7 @@ def grad_tile(
     ``overwrite`` allows the tile's own memory to be used for work.
     """
     shape = (tile.shape[0], tile.shape[1])
-    label, a0, a1, a2, b0, b1 = coefficients(grad, values, inv_t)
+    label, a0, a1, a2, b0, b1 = coefficients(grad, values, inv_t, higher)
     d = tile if overwrite and not nucleus else scratch(0, shape)
     p = scratch(1, shape) if out is None else out
     if tile.dtype == d.dtype:
