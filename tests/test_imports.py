@@ -77,7 +77,7 @@ def test_core_is_tensors_only(path: Path) -> None:
     assert "print(" not in path.read_text()
 
 
-@pytest.mark.parametrize("module", ["infotorch", "infotorch.losses", "infotorch.core"])
+@pytest.mark.parametrize("module", ["infotorch", "infotorch.losses", "infotorch.core", "infotorch.estimators"])
 def test_light_import(module: str) -> None:
     code = (
         "import json, sys, time, torch; start = time.perf_counter(); "
