@@ -23,9 +23,12 @@ from infotorch.core.discrete import encode
 from infotorch.core.neighbors import count_within, joint_counts, knn
 
 _TIES = ("mixture", "raise")
+_DEPENDENT = 1e-12  # eigenvalue of the correlation matrix below which a column follows from the others
 
 
-def kl_entropy(x: Tensor, k: int = 3, *, metric: str = "max", pointwise: bool = False) -> Tensor:
+def kl_entropy(
+    x: Tensor, k: int = 3, *, metric: str = "max", degenerate: str = "raise", pointwise: bool = False
+) -> Tensor:
     r"""Kozachenko-Leonenko differential entropy :math:`\psi(n) - \psi(k) + \log c_d + \frac dn \sum_i \log r_i`.
 
     ``r_i`` is the distance to the k-th neighbor, ``c_d`` the volume of the unit ball.
@@ -34,13 +37,17 @@ def kl_entropy(x: Tensor, k: int = 3, *, metric: str = "max", pointwise: bool = 
         x: Shape ``(n, d)`` or ``(n,)``. Differentiable through the distances; who is whose neighbor is held fixed.
         k: Neighbor, ``1 <= k < n``.
         metric: ``"max"`` or ``"euclidean"``.
+        degenerate: What to do where the sample has no density and the entropy is minus infinity: a column is constant
+            or a linear combination of others (looked for where ``n > d``), or more than k points coincide.
+            ``"raise"`` raises; ``"minus_inf"`` warns and returns minus infinity (gradients stay finite). Or drop the
+            column, raise ``k``, or add :func:`jitter`.
         pointwise: Return ``(n,)`` terms, whose mean is the estimate.
 
     Returns:
-        0-d or ``(n,)``; minus infinity, with a warning, where a column is constant or k points coincide.
+        0-d or ``(n,)``.
 
     Raises:
-        ValueError: ``k >= n``, values that are not finite, unknown metric.
+        ValueError: ``k >= n``, values that are not finite, unknown option, a degenerate sample.
 
     Reference: L. Kozachenko and N. Leonenko, "Sample estimate of the entropy of a random vector", 1987.
 
@@ -51,19 +58,39 @@ def kl_entropy(x: Tensor, k: int = 3, *, metric: str = "max", pointwise: bool = 
     n, d = x.shape
     check_neighbors(k, n)
     warn_few(k, n)
+    check_choice("degenerate", degenerate, ("raise", "minus_inf"))
     distances, indices = knn(x, k, metric=metric)
+    apart = distances[:, -1] > 0
+    trouble = _degeneracy(x.detach())
+    flat = trouble is not None
+    if not flat and not bool(apart.all()):
+        trouble = f"more than k={k} points coincide"
+    if trouble is not None:
+        message = f"x: {trouble}, so its differential entropy is minus infinity"
+        if degenerate == "raise":
+            raise ValueError(f"{message} (drop it, raise k, add jitter, or ask for degenerate='minus_inf')")
+        warnings.warn(message, stacklevel=2)
     radius = distances[:, -1]
-    constant = bool((x == x[:1]).all(0).any())
-    if constant or not bool(radius.all()):
-        what = "a column is constant" if constant else f"more than k={k} points coincide"
-        warnings.warn(f"x: {what}, so its differential entropy is minus infinity", stacklevel=2)
     if x.requires_grad:
         gap = x - x[indices[:, -1]]
-        radius = gap.abs().amax(1) if metric == "max" else gap.square().sum(1).sqrt()
+        radius = gap.abs().amax(1) if metric == "max" else torch.where(apart, gap.square().sum(1), 1.0).sqrt()
     unit_ball = d * math.log(2) if metric == "max" else d / 2 * math.log(math.pi) - math.lgamma(d / 2 + 1)
-    log_radius = torch.full_like(radius, -torch.inf) if constant else radius.log()
+    log_radius = torch.where(apart, torch.where(apart, radius, 1.0).log(), -torch.inf) - (torch.inf if flat else 0)
     terms = _psi(n) - _psi(k) + unit_ball + d * log_radius
     return terms if pointwise else terms.mean()
+
+
+def _degeneracy(x: Tensor) -> str | None:
+    """What keeps ``x`` in a space of fewer dimensions; None where there are too few points to tell."""
+    n, d = x.shape
+    if bool((x == x[:1]).all(0).any()):
+        return "a column is constant"
+    if d == 1 or n <= d:
+        return None
+    scaled = x - x.mean(0)
+    scaled = scaled / torch.linalg.vector_norm(scaled, dim=0)
+    dependent = bool(torch.linalg.eigvalsh(scaled.T @ scaled)[0] < _DEPENDENT)
+    return "a column is a linear combination of others" if dependent else None
 
 
 def ksg_mi(

@@ -149,13 +149,31 @@ def test_ties_fall_back_to_the_mixture_estimator():
 
 
 def test_constant_columns():
-    x, y = pair(50)
+    x, _ = pair(50)
     assert abs(float(D.ksg_mi(x, torch.ones(50)))) < 1e-12
     assert abs(float(D.ksg_mi(torch.ones(50), torch.ones(50)))) < 1e-12
-    with pytest.warns(UserWarning, match="a column is constant, so its differential entropy is minus infinity"):
-        assert D.kl_entropy(torch.cat((x, torch.ones(50, 1)), 1)).isneginf()
-    with pytest.warns(UserWarning, match="more than k=3 points coincide"):
-        assert D.kl_entropy(torch.cat((y, y[:1].expand(4, 1)))).isneginf()
+
+
+def test_degenerate_samples_have_no_entropy():
+    """Refused; or, if asked for, minus infinity with a warning and finite gradients."""
+    x, y = pair(50)
+    samples = {
+        "a column is constant": torch.cat((x, torch.ones(50, 1)), 1),
+        "more than k=3 points coincide": torch.cat((y, y[:1].expand(4, 1))),
+        "a column is a linear combination": torch.cat((x, y, 3 * x - y + 1), 1),
+    }
+    for message, sample in samples.items():
+        for metric in ("max", "euclidean"):
+            with pytest.raises(ValueError, match=f"x: {message}.*is minus infinity .*degenerate='minus_inf'"):
+                D.kl_entropy(sample, metric=metric)
+            leaf = sample.clone().requires_grad_()
+            with pytest.warns(UserWarning, match=f"x: {message}.*is minus infinity"):
+                value = D.kl_entropy(leaf, metric=metric, degenerate="minus_inf")
+            assert bool(value.isneginf())
+            assert bool(torch.autograd.grad(value, leaf)[0].isfinite().all())
+    with pytest.raises(ValueError, match="degenerate: expected one of raise, minus_inf"):
+        D.kl_entropy(x, degenerate="ignore")
+    assert D.kl_entropy(normal(8, 20), k=1).isfinite()  # too few points to tell
 
 
 def test_mixture_forms_near_the_truth():
