@@ -18,7 +18,7 @@ from infotorch.losses.advantages import (
     grpo_advantage,
     uniform_groups,
 )
-from infotorch.losses.batch import LossOutput, TokenBatch
+from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, TokenBatch
 from infotorch.losses.cispo import CISPO, cispo
 from infotorch.losses.cov_entropy import (
     ClipCov,
@@ -42,14 +42,27 @@ from infotorch.losses.kl import KLRegularizer, KLReward, kl_estimate, kl_regular
 from infotorch.losses.overlong import Overlong, overlong_reward
 from infotorch.losses.ppo import GSPO, PPO, gspo, ppo
 from infotorch.losses.recipe import Recipe, part_table, recipe, recipe_names
-from infotorch.losses.registry import Part, PartInfo, build, info, names, register
+from infotorch.losses.registry import (
+    Part,
+    PartInfo,
+    ScheduledPart,
+    build,
+    info,
+    names,
+    presets,
+    register,
+    register_recipe,
+)
 from infotorch.losses.sapo import SAPO, sapo
 
 __all__ = [
+    "AUXILIARY",
     "CISPO",
     "GRPO",
     "GSPO",
+    "ON_POLICY",
     "PPO",
+    "REPLAY",
     "SAPO",
     "AdaptiveEntropyBonus",
     "ClipCov",
@@ -65,6 +78,7 @@ __all__ = [
     "Part",
     "PartInfo",
     "Recipe",
+    "ScheduledPart",
     "TokenBatch",
     "adaptive_entropy_bonus",
     "build",
@@ -89,9 +103,11 @@ __all__ = [
     "part_table",
     "ppo",
     "predicted_entropy_change",
+    "presets",
     "recipe",
     "recipe_names",
     "register",
+    "register_recipe",
     "sapo",
     "token_covariance",
     "uniform_groups",

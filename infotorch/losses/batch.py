@@ -13,8 +13,26 @@ from torch import Tensor
 from infotorch.core._checks import check_bool_mask, check_tensor
 from infotorch.core.reduce import zero_outside
 
-_PER_TOKEN = ("log_probs", "old_log_probs", "entropy", "ref_log_probs", "rollout_weights", "advantages")
-_PER_ROW = ("rewards", "group")
+_PER_TOKEN = (
+    "log_probs",
+    "old_log_probs",
+    "entropy",
+    "old_entropy",
+    "top_p_entropy",
+    "ref_log_probs",
+    "rollout_weights",
+    "advantages",
+)
+_IDS = ("tokens", "turn")  # integers, one per token
+_ROW_IDS = ("group", "answer", "trajectory", "source")  # integers, one per row
+_PER_ROW = ("rewards", *_ROW_IDS)
+
+ON_POLICY = 0
+"""Value of :attr:`TokenBatch.source` for rows sampled for this step."""
+AUXILIARY = 1
+"""For rows sampled besides, at another temperature."""
+REPLAY = 2
+"""For rows of earlier steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +50,26 @@ class TokenBatch:
         old_log_probs: The same under the policy that sampled, ``(B, T)``. Default: ``log_probs`` detached,
             the strictly on-policy case.
         advantages: ``(B, T)``, or ``(B,)`` to be spread over each row's tokens.
-        entropy: Entropy of the distribution each token was drawn from, ``(B, T)``; with gradient where a
-            regularizer is to act through it.
+        entropy: Entropy of the current policy at each token, ``(B, T)``; with gradient where a regularizer is to
+            act through it.
+        old_entropy: The same under the policy that sampled, ``(B, T)``; :meth:`Recipe.prepare` fills it from
+            ``entropy``.
+        top_p_entropy: Entropy of the renormalized nucleus, ``(B, T)``, likewise with gradient
+            (``token_stats(..., extras=["top_p_entropy"])``).
         ref_log_probs: Log-probabilities under a reference policy, ``(B, T)``.
         rewards: One number per completion, ``(B,)``.
         group: Integer id of each completion's prompt, ``(B,)``.
-        turn: Integer id of each token's turn in a dialogue, ``(B, T)``.
+        tokens: Ids of the sampled tokens, integers, ``(B, T)``.
+        turn: Integer id of each token's turn in a dialogue, ``(B, T)``; negative outside every turn.
+        answer: Integer id of each completion's extracted answer, ``(B,)``; equal answers have equal ids, -1 stands
+            for none.
+        trajectory: Integer id of the dialogue that a row belongs to, ``(B,)``, where a row is one turn of it.
+        source: 0 for rows sampled for this step (all, if missing), 1 for auxiliary rows, 2 for replayed ones,
+            ``(B,)``; a :class:`Recipe` shows each part the rows it is meant for.
         rollout_weights: Importance weights ``(B, T)`` that multiply the policy loss (mismatch between the
             sampling engine and the trainer).
-        num_tokens: Number of valid tokens of the whole optimizer step, over all micro-batches and ranks.
-            Default: this batch's own.
+        num_tokens: Number of valid tokens of the whole optimizer step, over all micro-batches and ranks: a number,
+            or one per source, ``(3,)``. Default: this batch's own.
         num_sequences: Number of sequences, likewise.
         world_size: Multiplies every loss; set it to the number of ranks together with the global counts, since
             data parallelism takes the mean of the ranks' gradients.
@@ -64,10 +92,16 @@ class TokenBatch:
     old_log_probs: Tensor | None = None
     advantages: Tensor | None = None
     entropy: Tensor | None = None
+    old_entropy: Tensor | None = None
+    top_p_entropy: Tensor | None = None
     ref_log_probs: Tensor | None = None
     rewards: Tensor | None = None
     group: Tensor | None = None
+    tokens: Tensor | None = None
     turn: Tensor | None = None
+    answer: Tensor | None = None
+    trajectory: Tensor | None = None
+    source: Tensor | None = None
     rollout_weights: Tensor | None = None
     num_tokens: Tensor | float | None = None
     num_sequences: Tensor | float | None = None
@@ -87,6 +121,7 @@ class TokenBatch:
                 object.__setattr__(self, name, zero_outside(widen(value), self.mask))
         if self.rewards is not None:
             object.__setattr__(self, "rewards", widen(self.rewards))
+        object.__setattr__(self, "extras", {name: self._own(x) for name, x in self.extras.items()})
         if self.old_log_probs is None:
             object.__setattr__(self, "old_log_probs", self.log_probs.detach())
 
@@ -98,7 +133,7 @@ class TokenBatch:
         if b == 0 or t == 0:
             raise ValueError(f"log_probs: expected at least one row and one token, got shape ({b}, {t})")
         check_bool_mask("mask", self.mask, (b, t))
-        for name in (*_PER_TOKEN, "turn", *_PER_ROW):
+        for name in (*_PER_TOKEN, *_IDS, *_PER_ROW):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -109,8 +144,8 @@ class TokenBatch:
                 raise ValueError(f"{name}: expected shape (B,) with B={b}, got {shape}")
             if name not in _PER_ROW and name != "advantages" and shape != (b, t):
                 raise ValueError(f"{name}: expected shape (B, T) with B={b}, T={t}, got {shape}")
-            whole = name in ("group", "turn")
-            if whole == value.is_floating_point():
+            whole = name in _IDS or name in _ROW_IDS
+            if whole == value.is_floating_point() or (whole and value.dtype == torch.bool):
                 raise TypeError(f"{name}: expected {'integers' if whole else 'floats'}, got {value.dtype}")
         for name, value in self.extras.items():
             if check_tensor(f"extras[{name!r}]", value).shape[:1] != (b,):
@@ -129,12 +164,30 @@ class TokenBatch:
                 where = "in every row" if name == "rewards" else "on valid tokens (mask is True)"
                 raise ValueError(f"{name}: expected finite values {where}, got NaN or infinity")
 
+    def _own(self, extra: Tensor) -> Tensor:
+        """Floats of shape ``(B, T)`` among the extras are treated as the fields of that shape are."""
+        return zero_outside(widen(extra), self.mask) if _like_tokens(extra, self.mask) else extra
+
     def require(self, part: str, *names: str) -> None:
-        """Raise a ValueError that names ``part`` and the first of the fields it lacks."""
+        """Raise a ValueError that names ``part`` and the first of the fields it lacks (``"extras.x"`` too)."""
         for name in names:
-            if getattr(self, name) is None:
+            if name.startswith("extras."):
+                key = name.removeprefix("extras.")
+                if key not in self.extras:
+                    raise ValueError(
+                        f"{part} needs TokenBatch.{name}, which is missing: pass extras={{{key!r}: ...}} with B rows"
+                    )
+            elif getattr(self, name) is None:
                 shape = "(B,)" if name in _PER_ROW else "(B, T)"
                 raise ValueError(f"{part} needs TokenBatch.{name}, which is missing: pass {name}=... of shape {shape}")
+
+    @property
+    def sampling_entropy(self) -> Tensor:
+        """``old_entropy``, or where that is missing ``entropy``; without gradient."""
+        found = self.entropy if self.old_entropy is None else self.old_entropy
+        if found is None:
+            raise ValueError("TokenBatch.old_entropy and TokenBatch.entropy are both missing: pass one of them")
+        return found.detach()
 
     def replace(self, **changes: Any) -> TokenBatch:
         """A copy with some fields exchanged (shapes are checked, values are not)."""
@@ -149,16 +202,40 @@ class TokenBatch:
         """
         taken = {
             name: value[rows]
-            for name in (*_PER_TOKEN, *_PER_ROW, "mask", "turn")
+            for name in (*_PER_TOKEN, *_PER_ROW, "mask", *_IDS)
             if (value := getattr(self, name)) is not None
         }
         return self.replace(**taken, extras={name: value[rows] for name, value in self.extras.items()})
+
+    def only(self, source: int) -> TokenBatch:
+        """The same rows with a mask that is empty outside one source, and that source's counts.
+
+        >>> batch = TokenBatch(log_probs=torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool),
+        ...                    source=torch.tensor([0, 1]))
+        >>> batch.only(1).mask
+        tensor([[False, False],
+                [ True,  True]])
+        """
+        if self.source is None:
+            mask = self.mask if source == ON_POLICY else torch.zeros_like(self.mask)
+        else:
+            mask = self.mask & (self.source == source).unsqueeze(1)
+        counts = {name: _of_source(getattr(self, name), source) for name in ("num_tokens", "num_sequences")}
+        return self.replace(mask=mask, **counts)
 
     @property
     def log_ratio(self) -> Tensor:
         """``log_probs - old_log_probs``, shape ``(B, T)``, 0 outside the mask."""
         assert self.old_log_probs is not None
         return self.log_probs - self.old_log_probs
+
+
+def _of_source(count: Tensor | float | None, source: int) -> Tensor | float | None:
+    return count[source] if isinstance(count, Tensor) and count.ndim == 1 else count
+
+
+def _like_tokens(x: Tensor, mask: Tensor) -> bool:
+    return x.is_floating_point() and x.shape == mask.shape
 
 
 def widen(x: Tensor) -> Tensor:

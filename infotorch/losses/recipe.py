@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infotorch.core._checks import check_choice, did_you_mean
 from infotorch.losses import registry
-from infotorch.losses.batch import LossOutput, TokenBatch
+from infotorch.losses.batch import ON_POLICY, LossOutput, TokenBatch
 from infotorch.losses.ppo import AggregationLike
 from infotorch.losses.registry import Part
 
@@ -18,14 +19,11 @@ Spec = str | Mapping[str, Any] | Part
 
 # Methods that are a setting of parts rather than a part of their own. Every registered part is a recipe too:
 # see `recipe`.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "grpo": {"advantage": "grpo", "policy": "ppo"},
-    "dapo": {"advantage": "grpo", "policy": {"name": "ppo", "clip_high": 0.28, "dual_clip": 10.0}},
-    "dr_grpo": {
-        "advantage": "dr_grpo",
-        "policy": {"name": "ppo", "aggregation": "batch-mean-token-sum-norm"},
-    },
-}
+registry.register_recipe("grpo", advantage="grpo", policy="ppo")
+registry.register_recipe("dapo", advantage="grpo", policy={"name": "ppo", "clip_high": 0.28, "dual_clip": 10.0})
+registry.register_recipe(
+    "dr_grpo", advantage="dr_grpo", policy={"name": "ppo", "aggregation": "batch-mean-token-sum-norm"}
+)
 _KEYS = ("rewards", "advantage", "policy", "regularizers", "aggregation")
 
 
@@ -43,7 +41,8 @@ class Recipe(nn.Module):
         aggregation: Aggregation of every part that does not set its own.
 
     Raises:
-        ValueError: Unknown names or options (with the nearest that exists), parts of the wrong kind.
+        ValueError: Unknown names or options (with the nearest that exists), parts of the wrong kind, parts that
+            contradict each other.
 
     >>> r = Recipe("ppo", advantage="grpo", regularizers=[{"name": "entropy_bonus", "coef": 0.01}])
     >>> sorted(r.required)
@@ -63,10 +62,17 @@ class Recipe(nn.Module):
         for name, value in (("regularizers", regularizers), ("rewards", rewards)):
             if isinstance(value, str | Mapping):
                 raise ValueError(f"{name}: expected a list of parts, got {value!r}")
+        for name, value in (("policy", policy), ("advantage", advantage)):
+            if isinstance(value, list | tuple):
+                raise ValueError(
+                    f"{name}: expected one part, got {len(value)}: each {name} replaces the other; "
+                    "what should act beside it is a regularizer"
+                )
         self.policy = registry.build(policy, "policy")
         self.advantage = None if advantage is None else registry.build(advantage, "advantage")
         self.regularizers = nn.ModuleList(registry.build(spec, "regularizer") for spec in regularizers)
         self.rewards = nn.ModuleList(registry.build(spec, "reward") for spec in rewards)
+        self._check_parts()
         if aggregation is not None:
             for part in self.parts():
                 if "aggregation" in part.info.options:
@@ -88,37 +94,125 @@ class Recipe(nn.Module):
             raise ValueError(f"recipe: expected the key 'policy', got {list(config)}")
         return cls(**config)
 
+    def _check_parts(self) -> None:
+        """Refuse what cannot be meant: a part twice, parts that exclude each other."""
+        names = [part.info.name for part in self.parts()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"recipe: expected every part once, got {name!r} {names.count(name)} times")
+            for other, reason in registry.info(name).conflicts.items():
+                if other in names:
+                    raise ValueError(f"recipe: {name!r} and {other!r} contradict each other: {reason}")
+
     def parts(self) -> list[Part]:
         """All parts, in the order in which they act."""
         found = [*self.rewards, *([] if self.advantage is None else [self.advantage]), self.policy]
         return [part for part in (*found, *self.regularizers) if isinstance(part, Part)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dictionary from which :meth:`from_dict` builds the same recipe.
+
+        >>> recipe("clip_cov", ratio=0.02).to_dict()
+        {'policy': {'name': 'clip_cov', 'ratio': 0.02}, 'advantage': {'name': 'grpo'}}
+        """
+
+        def spec(part: Any) -> dict[str, Any]:
+            return {"name": part.info.name, **part.options}
+
+        found: dict[str, Any] = {"policy": spec(self.policy)}
+        if self.advantage is not None:
+            found["advantage"] = spec(self.advantage)
+        for key in ("regularizers", "rewards"):
+            if len(getattr(self, key)):
+                found[key] = [spec(part) for part in getattr(self, key)]
+        return found
 
     @property
     def required(self) -> frozenset[str]:
         """Optional fields of :class:`TokenBatch` that some part reads."""
         return frozenset(name for part in self.parts() for name in part.info.requires)
 
+    @property
+    def token_options(self) -> dict[str, Any]:
+        """Options of :func:`infotorch.core.token_stats` for a trainer, its ``extras`` among them.
+
+        Raises:
+            ValueError: Two parts ask for different ones.
+
+        >>> recipe("grpo").token_options
+        {}
+        """
+        found: dict[str, Any] = {"extras": ("top_p_entropy",)} if "top_p_entropy" in self.required else {}
+        for part in self.parts():
+            for key, value in part.token_options().items():
+                if found.setdefault(key, value) != value:
+                    raise ValueError(
+                        f"recipe: its parts ask for different {key}: {found[key]!r} and, {part.info.name}, {value!r}"
+                    )
+        return found
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Which recipe this is, so that a checkpoint cannot be continued with another one."""
+        return {"recipe": _comparable(self.to_dict())}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of another recipe."""
+        mine = self.get_extra_state()
+        if state != mine:
+            raise ValueError(f"recipe: the state is that of {state.get('recipe')}, it cannot continue {mine['recipe']}")
+
     def prepare(self, batch: TokenBatch) -> TokenBatch:
-        """Shape rewards and form advantages, once per rollout batch of complete groups."""
-        for part in self.rewards:
-            with torch.no_grad():
-                rewards = part(batch)
-            batch = batch.replace(rewards=rewards)
-        if self.advantage is not None:
-            with torch.no_grad():
-                advantages = self.advantage(batch)
-            batch = batch.replace(advantages=advantages)
+        """Shape rewards and form advantages, once per rollout batch of complete groups.
+
+        Rows of another ``source`` keep their reward and advantage (0 where there is none yet). The batch's
+        ``entropy`` is also kept as ``old_entropy``.
+
+        Raises:
+            ValueError: The batch lacks a field that a part needs here; the message names both.
+        """
+        parts = self.parts()
+        for part in parts:
+            part.start_rollout()
+        if batch.old_entropy is None and batch.entropy is not None:
+            batch = batch.replace(old_entropy=batch.entropy.detach())
+        with torch.no_grad():
+            shaped = self._shaped(batch)
+        batch = batch.replace(**shaped)
+        with torch.no_grad():
+            for part in parts:
+                part.observe(_view(part, batch))
         return batch
 
+    def _shaped(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """Rewards and advantages of the rows sampled for this step; the others keep theirs, or get 0."""
+        rows = None if batch.source is None else (batch.source == ON_POLICY).nonzero().squeeze(1)
+        own = batch if rows is None else batch.select(rows)
+        found: dict[str, Tensor] = {}
+        for part in self.rewards:
+            found["rewards"] = part(own)
+            own = own.replace(**found)
+        if self.advantage is not None:
+            found["advantages"] = self.advantage(own)
+        if rows is None:
+            return found
+        for name, value in found.items():
+            old = getattr(batch, name)
+            whole = value.new_zeros(batch.mask.shape[: value.ndim]) if old is None else old.to(value.dtype)
+            found[name] = whole.index_copy(0, rows, value)
+        return found
+
     def forward(self, batch: TokenBatch) -> LossOutput:
-        """Policy loss plus regularizers. A batch without advantages is prepared first."""
+        """Policy loss plus regularizers. A batch without advantages is prepared first.
+
+        With a ``source``, each part sees the rows it is meant for and divides by their counts.
+        """
         if batch.advantages is None and self.advantage is not None:
             batch = self.prepare(batch)
-        out: LossOutput = self.policy(batch)
+        out: LossOutput = self.policy(_view(self.policy, batch))
         loss, per_token, metrics = out.loss, out.per_token, dict(out.metrics)
         metrics["policy_loss"] = out.loss.detach()
         for part in self.regularizers:
-            added: LossOutput = part(batch)
+            added: LossOutput = part(_view(part, batch))
             loss, per_token = loss + added.loss, per_token + added.per_token
             metrics.update(added.metrics)
         metrics["loss"] = loss.detach()
@@ -130,20 +224,36 @@ class Recipe(nn.Module):
             part.after_step()
 
 
+def _view(part: Any, batch: TokenBatch) -> TokenBatch:
+    """The batch with only the rows that the part is meant for under the mask."""
+    source = part.info.source
+    return batch if batch.source is None and source == ON_POLICY else batch.only(source)
+
+
+def _comparable(value: Any) -> Any:
+    """Plain containers of what a configuration can say; anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _comparable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_comparable(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
 def recipe_names() -> list[str]:
     """Every name that :func:`recipe` accepts."""
-    return sorted({*_PRESETS, *(n for n in registry.names() if registry.info(n).kind != "reward")})
+    return sorted({*registry.presets(), *registry.names()})
 
 
 def _spec(name: str) -> dict[str, Any]:
-    if name in _PRESETS:
-        return {key: dict(v) if isinstance(v, dict) else v for key, v in _PRESETS[name].items()}
-    kind = registry.info(name).kind
-    if kind == "policy":
-        return {"advantage": "grpo", "policy": name}
-    if kind == "advantage":
+    """The named preset, or the part of that name on top of plain GRPO."""
+    if name in registry.presets():
+        return copy.deepcopy(dict(registry.presets()[name]))
+    info = registry.info(name)
+    if info.kind == "policy":
+        return {"advantage": "grpo", "policy": name} if "advantages" in info.requires else {"policy": name}
+    if info.kind == "advantage":
         return {"advantage": name, "policy": "ppo"}
-    return {"advantage": "grpo", "policy": "ppo", "regularizers": [name]}
+    return {"advantage": "grpo", "policy": "ppo", f"{info.kind}s": [name]}
 
 
 def recipe(name: str, **options: Any) -> Recipe:
@@ -163,7 +273,7 @@ def recipe(name: str, **options: Any) -> Recipe:
     check_choice("recipe", name, recipe_names())
     spec = _spec(name)
     slots: list[tuple[Any, Any]] = [(spec, key) for key in ("policy", "advantage") if key in spec]
-    slots += [(spec["regularizers"], i) for i in range(len(spec.get("regularizers", ())))]
+    slots += [(spec[key], i) for key in ("regularizers", "rewards") for i in range(len(spec.get(key, ())))]
     parts: list[dict[str, Any]] = []
     for holder, key in slots:
         holder[key] = {"name": holder[key]} if isinstance(holder[key], str) else holder[key]

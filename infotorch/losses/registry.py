@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from infotorch.core._checks import check_choice, did_you_mean
-from infotorch.losses.batch import TokenBatch
+from infotorch.losses.batch import ON_POLICY, TokenBatch
 
 KINDS = ("reward", "advantage", "policy", "regularizer")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,6 +30,9 @@ class PartInfo:
         requires: Optional fields of :class:`TokenBatch` that the part reads.
         surrogate: The gradient is by design not that of the value (stop-gradients), so that finite
             differences say nothing.
+        source: Which rows a recipe shows the part, see :attr:`TokenBatch.source`: 0 those sampled for this step, 1
+            auxiliary ones, 2 replayed ones.
+        conflicts: Names of parts that must not stand in one recipe with this one, and why.
         neutral: Options under which the part equals ``base``.
         base: Name of the part it then equals; None for a regularizer that vanishes.
         example: Options for tests and tables, where the defaults would do nothing on a small batch.
@@ -39,6 +43,8 @@ class PartInfo:
     function: Callable[..., Any]
     requires: tuple[str, ...] = ()
     surrogate: bool = False
+    source: int = ON_POLICY
+    conflicts: Mapping[str, str] = field(default_factory=dict)
     neutral: Mapping[str, Any] | None = None
     base: str | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +63,7 @@ class PartInfo:
 
 
 _REGISTRY: dict[str, PartInfo] = {}
+_PRESETS: dict[str, Mapping[str, Any]] = {}
 
 
 def register(name: str, kind: str, **about: Any) -> Callable[[F], F]:
@@ -74,6 +81,24 @@ def register(name: str, kind: str, **about: Any) -> Callable[[F], F]:
         return function
 
     return enter
+
+
+def register_recipe(name: str, **spec: Any) -> None:
+    """Enter a method that is a setting of several parts; ``spec`` is that of :meth:`Recipe.from_dict`.
+
+    A part of the same name may exist: the recipe of that name is then this one.
+
+    Raises:
+        ValueError: The name is taken by another recipe.
+    """
+    if name in _PRESETS:
+        raise ValueError(f"name: {name!r} is registered already")
+    _PRESETS[name] = spec
+
+
+def presets() -> dict[str, Mapping[str, Any]]:
+    """All recipes entered with :func:`register_recipe`."""
+    return dict(_PRESETS)
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -148,9 +173,48 @@ class Part(nn.Module):
         """Apply the function with this part's options."""
         return self.info.function(batch, **self.options)
 
+    def start_rollout(self) -> None:
+        """Called at the beginning of every rollout batch, before anything else."""
+
+    def observe(self, batch: TokenBatch) -> None:
+        """Called once per rollout batch, after its advantages were formed; parts with a history override it.
+
+        The batch holds the complete groups of this process and everything the recipe was given, before any update.
+        """
+
     def after_step(self) -> None:
         """Called once after every optimizer step; parts with a controller override it."""
+
+    def token_options(self) -> Mapping[str, Any]:
+        """Options of :func:`infotorch.core.token_stats` that a trainer should use for this part."""
+        return {}
 
     def extra_repr(self) -> str:
         """Options that were set."""
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+
+
+class ScheduledPart(Part):
+    """A part whose function takes ``step``, the number of rollout batches before the present one.
+
+    The option ``step`` is where the count starts. The count is in ``state_dict``.
+    """
+
+    rollouts: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_buffer("rollouts", torch.tensor(0))
+
+    @property
+    def step(self) -> Tensor:
+        """Rollout batches before the present one."""
+        return (self.rollouts - 1).clamp(min=0) + self.options.get("step", 0)
+
+    def forward(self, batch: TokenBatch) -> Any:
+        """Apply the function at the present step."""
+        return self.info.function(batch, **{**self.options, "step": self.step})
+
+    def start_rollout(self) -> None:
+        """Count a rollout batch."""
+        self.rollouts += 1

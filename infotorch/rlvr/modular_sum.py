@@ -8,6 +8,7 @@ from infotorch.core import token_stats
 from infotorch.losses import Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
 from infotorch.rlvr.metrics import TrainingHistory
+from infotorch.rlvr.responses import each
 from infotorch.rlvr.tasks.modular_sum import ModularSum, TabularPolicy
 
 __all__ = ["run_modular_sum"]
@@ -70,6 +71,8 @@ def run_modular_sum(
 
     group = torch.arange(task.prompts).repeat_interleave(samples)
     mask = torch.ones(task.prompts * samples, task.length, dtype=torch.bool)
+    # Two tokens a turn, for methods that work on the turns of a dialogue.
+    turn = (torch.arange(task.length) // 2).expand_as(mask)
     index = (torch.arange(task.prompts)[:, None, None], torch.arange(task.length))
     for step in range(steps):
         tokens = policy.sample(samples, generator)
@@ -79,22 +82,30 @@ def run_modular_sum(
         ref_log_probs = start[(*index, state, tokens)] - reference[(*index, state)]
         batch: TokenBatch | None = None
         for epoch in range(epochs):
-            stats = token_stats(policy(tokens), tokens)
+            stats = each(token_stats(policy(tokens), tokens, **recipe.token_options), lambda x: x.flatten(0, 1))
             assert stats.log_probs is not None
-            log_probs, entropy = stats.log_probs.flatten(0, 1), stats.entropy.flatten(0, 1)
+            current = {
+                "log_probs": stats.log_probs,
+                "entropy": stats.entropy,
+                "top_p_entropy": stats.top_p_entropy,
+            }
             if batch is None:
+                frozen = {name: None if x is None else x.detach() for name, x in current.items()}
                 batch = recipe.prepare(
                     TokenBatch(
-                        log_probs=log_probs.detach(),
+                        **frozen,
                         mask=mask,
-                        old_log_probs=log_probs.detach(),
-                        entropy=entropy.detach(),
+                        old_log_probs=frozen["log_probs"],
                         ref_log_probs=ref_log_probs.flatten(0, 1),
                         rewards=rewards.flatten(),
                         group=group,
+                        tokens=tokens.flatten(0, 1),
+                        answer=task.answer(tokens).flatten(),
+                        turn=turn,
+                        trajectory=torch.arange(len(mask)),
                     )
                 )
-            output = recipe(batch.replace(log_probs=log_probs, entropy=entropy))
+            output = recipe(batch.replace(**current))
             optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
             optimizer.step()

@@ -16,12 +16,13 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from infotorch.core import TokenStats
 from infotorch.core import distributed as dist
 from infotorch.losses import LossOutput, Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
 from infotorch.rlvr.loader import PromptBatch
 from infotorch.rlvr.metrics import TrainingHistory, distinct_correct, pass_at_k
-from infotorch.rlvr.responses import ResponseBatch, response_stats
+from infotorch.rlvr.responses import ResponseBatch, concatenate, response_stats
 from infotorch.rlvr.tasks.base import Task
 from infotorch.rollout import HFSampler, Sampler
 
@@ -186,35 +187,47 @@ class RLVRModule(LightningModule):
             )
         if not bool(rewards.isfinite().all()):
             raise ValueError(f"reward_function: expected finite rewards, got {rewards[~rewards.isfinite()][0]}")
-        return ResponseBatch.from_rollouts(rollouts, prompts, rewards, self.task.codec.pad_id)
+        answers = [
+            self.task.final_answer(problem, tokens) for problem, tokens in zip(problems, rollouts.tokens, strict=True)
+        ]
+        return ResponseBatch.from_rollouts(rollouts, prompts, rewards, answers, self.task.codec.pad_id)
 
     def token_batch(self, responses: ResponseBatch) -> TokenBatch:
         """The complete record of a rollout batch, before any update."""
-        old, entropy = responses.log_probs, responses.entropies
-        if self.old_log_probs == "recompute":
-            old, entropy = self._frozen_stats(self.model, responses)
+        needs = self.recipe.required
+        old, entropy, nucleus = responses.log_probs, responses.entropies, None
+        if self.old_log_probs == "recompute" or "top_p_entropy" in needs:
+            stats = self._frozen_stats(self.model, responses)
+            old, entropy, nucleus = stats.log_probs, stats.entropy, stats.top_p_entropy
+        assert old is not None
         ref = None
-        if "ref_log_probs" in self.recipe.required and self.reference is not None:
-            ref, _ = self._frozen_stats(self.reference, responses)
+        if "ref_log_probs" in needs and self.reference is not None:
+            ref = self._frozen_stats(self.reference, responses).log_probs
+        rows = torch.arange(len(responses), device=old.device)
         return TokenBatch(
             log_probs=old,
             mask=responses.mask,
             old_log_probs=old,
             entropy=entropy,
+            top_p_entropy=nucleus,
             ref_log_probs=ref,
             rewards=responses.rewards,
             group=responses.group,
+            tokens=responses.tokens,
+            answer=responses.answer,
+            turn=torch.zeros_like(responses.tokens),  # a response is one turn of a dialogue of one turn
+            trajectory=rows,
         )
 
-    def _stats(self, model: nn.Module, responses: ResponseBatch) -> tuple[Tensor, Tensor]:
-        return response_stats(model, responses, temperature=self.temperature, fused_head=self.fused_head)
+    def _stats(self, model: nn.Module, responses: ResponseBatch) -> TokenStats:
+        options = self.recipe.token_options
+        return response_stats(model, responses, temperature=self.temperature, fused_head=self.fused_head, **options)
 
     @torch.no_grad()
-    def _frozen_stats(self, model: nn.Module, responses: ResponseBatch) -> tuple[Tensor, Tensor]:
+    def _frozen_stats(self, model: nn.Module, responses: ResponseBatch) -> TokenStats:
         rows = torch.arange(len(responses))
         parts = [self._stats(model, responses.select(part)) for part in rows.split(self.micro_batch or len(rows))]
-        log_probs, entropies = zip(*parts, strict=True)
-        return torch.cat(log_probs), torch.cat(entropies)
+        return concatenate(parts)
 
     def _minibatches(self, rows: int, epoch: int) -> Sequence[Tensor]:
         if self.minibatches > rows:
@@ -234,8 +247,10 @@ class RLVRModule(LightningModule):
         optimizer.zero_grad(set_to_none=True)
         outputs = []
         for part in rows.split(self.micro_batch or len(rows)):
-            log_probs, entropy = self._stats(self.model, responses.select(part))
-            own = whole.select(part.to(batch.mask.device)).replace(log_probs=log_probs, entropy=entropy)
+            stats = self._stats(self.model, responses.select(part))
+            own = whole.select(part.to(batch.mask.device)).replace(
+                log_probs=stats.log_probs, entropy=stats.entropy, top_p_entropy=stats.top_p_entropy
+            )
             outputs.append(self.recipe(own))
             self.manual_backward(outputs[-1].loss)
         if self.grad_clip is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from infotorch.core import TokenStats, token_stats, token_stats_from_hidden
@@ -24,6 +26,7 @@ class ResponseBatch:
         log_probs, entropies: ``[N, T]`` of the sampler, in nats.
         rewards: ``[N]``.
         group: int64 ``[N]``, number of the prompt.
+        answer: int64 ``[N]``, equal for equal extracted answers, -1 where there is none.
     """
 
     input_ids: Tensor
@@ -34,10 +37,16 @@ class ResponseBatch:
     entropies: Tensor
     rewards: Tensor
     group: Tensor
+    answer: Tensor
 
     @classmethod
     def from_rollouts(
-        cls, rollouts: Rollouts, prompts: Sequence[Tensor], rewards: Tensor, pad_id: int
+        cls,
+        rollouts: Rollouts,
+        prompts: Sequence[Tensor],
+        rewards: Tensor,
+        answers: Sequence[Hashable | None],
+        pad_id: int,
     ) -> ResponseBatch:
         """Pad rollouts and put everything on their device."""
         padded = rollouts.padded(pad_id)
@@ -52,6 +61,7 @@ class ResponseBatch:
             entropies=padded.entropies,
             rewards=rewards.to(device),
             group=rollouts.prompt_index.to(device),
+            answer=answer_ids(answers).to(device),
         )
 
     def __len__(self) -> int:
@@ -63,10 +73,20 @@ class ResponseBatch:
         return ResponseBatch(**{entry.name: getattr(self, entry.name)[rows] for entry in fields(self)})
 
 
+def answer_ids(answers: Sequence[Hashable | None]) -> Tensor:
+    """Number answers in the order in which they appear; None is -1.
+
+    >>> answer_ids(["7", None, "3", "7"])
+    tensor([ 0, -1,  1,  0])
+    """
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([-1 if a is None else numbers.setdefault(a, len(numbers)) for a in answers], dtype=torch.long)
+
+
 def response_stats(
-    model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0, fused_head: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies ``[N, T]`` (nats, with gradient) of the responses, 0 outside the mask.
+    model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0, fused_head: bool = False, **options: Any
+) -> TokenStats:
+    """Token statistics ``[N, T]`` (nats, with gradient) of the responses, 0 outside the mask.
 
     Args:
         model: Causal language model.
@@ -74,6 +94,7 @@ def response_stats(
         temperature: Divides the logits.
         fused_head: Use ``model.base_model`` and the output weight instead of logits: the ``[N, V]`` logits never
             exist. Right only where logits are exactly ``hidden @ weight.T + bias``.
+        **options: Further options of :func:`infotorch.core.token_stats`, such as ``extras``.
 
     Raises:
         ValueError: If ``fused_head`` is set and the model does not expose hidden states and a linear head.
@@ -82,17 +103,33 @@ def response_stats(
     at, labels = batch.predict_at[row, column], batch.tokens[row, column]
     # Right padding: a causal model needs no attention mask, since no real position sees the padding.
     if fused_head:
-        flat = _fused_stats(model, batch.input_ids, row, at, labels, temperature)
+        flat = _fused_stats(model, batch.input_ids, row, at, labels, temperature, options)
     else:
         logits = model(batch.input_ids).logits
-        flat = token_stats(logits[row, at], labels, temperature=temperature)
-    assert flat.log_probs is not None
-    empty = flat.log_probs.new_zeros(batch.mask.shape)
-    return empty.index_put((row, column), flat.log_probs), empty.index_put((row, column), flat.entropy)
+        flat = token_stats(logits[row, at], labels, temperature=temperature, **options)
+    return each(flat, lambda x: x.new_zeros(batch.mask.shape).index_put((row, column), x))
+
+
+def concatenate(parts: Sequence[TokenStats]) -> TokenStats:
+    """Statistics of several batches of rows as one."""
+    values = {entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(TokenStats)}
+    return TokenStats(**{name: None if found[0] is None else torch.cat(found) for name, found in values.items()})
+
+
+def each(stats: TokenStats, function: Callable[[Tensor], Tensor]) -> TokenStats:
+    """Apply a function to every statistic that is there."""
+    values = {entry.name: getattr(stats, entry.name) for entry in fields(stats)}
+    return TokenStats(**{name: None if value is None else function(value) for name, value in values.items()})
 
 
 def _fused_stats(
-    model: nn.Module, input_ids: Tensor, row: Tensor, at: Tensor, labels: Tensor, temperature: float
+    model: nn.Module,
+    input_ids: Tensor,
+    row: Tensor,
+    at: Tensor,
+    labels: Tensor,
+    temperature: float,
+    options: Mapping[str, Any],
 ) -> TokenStats:
     backbone = getattr(model, "base_model", None)
     get_head = getattr(model, "get_output_embeddings", None)
@@ -103,4 +140,4 @@ def _fused_stats(
             f"got {type(model).__name__}; use fused_head=False"
         )
     hidden = backbone(input_ids).last_hidden_state[row, at]
-    return token_stats_from_hidden(hidden, head.weight, labels, bias=head.bias, temperature=temperature)
+    return token_stats_from_hidden(hidden, head.weight, labels, bias=head.bias, temperature=temperature, **options)

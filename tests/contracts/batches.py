@@ -27,6 +27,8 @@ def fields(seed: int = 0, groups: int = 3, length: int = 9, dtype: torch.dtype =
         "old_log_probs": log_probs + 0.3 * normal(b, length),
         "ref_log_probs": log_probs + 0.3 * normal(b, length),
         "entropy": normal(b, length).abs() + 0.01,
+        "old_entropy": normal(b, length).abs() + 0.01,
+        "top_p_entropy": normal(b, length).abs() + 0.01,
         "advantages": normal(b, length),
         "rollout_weights": (0.1 * normal(b, length)).exp(),
         "rewards": normal(b),
@@ -35,6 +37,9 @@ def fields(seed: int = 0, groups: int = 3, length: int = 9, dtype: torch.dtype =
     found["mask"] = torch.arange(length) < lengths.unsqueeze(1)
     found["group"] = torch.arange(b) // GROUP_SIZE
     found["turn"] = (torch.arange(length) // 3).expand(b, length)
+    found["tokens"] = torch.randint(20, (b, length), generator=g)
+    found["answer"] = torch.randint(-1, 3, (b,), generator=g)
+    found["trajectory"] = torch.arange(b) // 2
     return found
 
 

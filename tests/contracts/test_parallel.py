@@ -12,6 +12,7 @@ from infotorch.losses import build, registry
 
 LOSSES = registry.names("policy") + registry.names("regularizer")
 ADVANTAGES = registry.names("advantage") + registry.names("reward")
+LEAVES = ("log_probs", "entropy", "top_p_entropy")
 GROUPS = 4
 
 
@@ -28,8 +29,10 @@ def counts(values: dict[str, Tensor]) -> dict:
 
 
 def loss_and_gradients(name: str, values: dict[str, Tensor], **more) -> dict[str, Tensor]:
-    leaves = {k: values[k].clone().requires_grad_() for k in ("log_probs", "entropy")}
+    leaves = {k: values[k].clone().requires_grad_() for k in LEAVES}
     part = build(options_of(name))
+    part.start_rollout()
+    part.observe(make(values, **more))
     out = part(make({**values, **leaves}, **more))
     grads = torch.autograd.grad(out.loss, list(leaves.values()), allow_unused=True)
     part.after_step()
@@ -65,7 +68,7 @@ def test_loss_and_gradient(name: str, ranks) -> None:
     whole = loss_and_gradients(name, values, **counts(values))
     # Data parallelism takes the mean over ranks.
     torch.testing.assert_close((ranks[0][name]["loss"] + ranks[1][name]["loss"]) / 2, whole["loss"])
-    for key in ("log_probs", "entropy"):
+    for key in LEAVES:
         found = torch.cat([ranks[0][name][key], ranks[1][name][key]]) / 2
         torch.testing.assert_close(found, whole[key])
     for key in whole:

@@ -16,7 +16,17 @@ PARTS = registry.names()
 LOSSES = registry.names("policy") + registry.names("regularizer")
 every_part = pytest.mark.parametrize("name", PARTS)
 every_loss = pytest.mark.parametrize("name", LOSSES)
-PER_TOKEN = ("log_probs", "old_log_probs", "ref_log_probs", "entropy", "advantages", "rollout_weights")
+PER_TOKEN = (
+    "log_probs",
+    "old_log_probs",
+    "ref_log_probs",
+    "entropy",
+    "old_entropy",
+    "top_p_entropy",
+    "advantages",
+    "rollout_weights",
+)
+LEAVES = ("log_probs", "entropy", "top_p_entropy")
 
 
 def run(name: str, values: dict, **options):
@@ -24,8 +34,8 @@ def run(name: str, values: dict, **options):
     return info.function(make(values), **{**info.example, **options})
 
 
-def gradients(name: str, values: dict, **options) -> tuple[LossOutput, Tensor, Tensor]:
-    leaves = {k: values[k].clone().requires_grad_() for k in ("log_probs", "entropy")}
+def gradients(name: str, values: dict, **options) -> tuple[LossOutput, Tensor, Tensor, Tensor]:
+    leaves = {k: values[k].clone().requires_grad_() for k in LEAVES}
     out = run(name, {**values, **leaves}, **options)
     grads = torch.autograd.grad(out.loss, list(leaves.values()), allow_unused=True)
     return out, *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), grads, strict=True))
@@ -110,10 +120,10 @@ def test_compiles_without_graph_break(name: str) -> None:
 def test_gradcheck(name: str) -> None:
     values = fields(groups=1, length=4)
 
-    def function(log_probs: Tensor, entropy: Tensor) -> Tensor:
-        return run(name, {**values, "log_probs": log_probs, "entropy": entropy}).loss
+    def function(*leaves: Tensor) -> Tensor:
+        return run(name, {**values, **dict(zip(LEAVES, leaves, strict=True))}).loss
 
-    leaves = [values[k].clone().requires_grad_() for k in ("log_probs", "entropy")]
+    leaves = [values[k].clone().requires_grad_() for k in LEAVES]
     assert torch.autograd.gradcheck(function, leaves)
 
 
@@ -154,7 +164,9 @@ def test_state_survives_state_dict(name: str) -> None:
     info = registry.info(name)
     first, second = (losses.build({"name": name, **info.example}) for _ in range(2))
     for seed in range(3):
+        first.start_rollout()
         first(make(fields(seed)))
+        first.observe(make(fields(seed)))
         first.after_step()
     first(make(fields(3)))  # stop in the middle of a step
     second.load_state_dict(first.state_dict())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from batches import fields
 
 from infotorch.core import aggregate
 from infotorch.losses import (
+    AUXILIARY,
+    ON_POLICY,
     PPO,
+    REPLAY,
+    EntropyBonus,
     LossOutput,
     Recipe,
     TokenBatch,
@@ -20,21 +27,16 @@ from infotorch.losses import (
     recipe,
     recipe_names,
     register,
+    registry,
 )
-from infotorch.losses.registry import Part
+from infotorch.losses.registry import Part, ScheduledPart
 
 
 def rollout(**changes) -> TokenBatch:
-    g = torch.Generator().manual_seed(0)
-    values = {
-        "log_probs": -torch.rand(8, 5, generator=g, dtype=torch.float64).requires_grad_(),
-        "old_log_probs": -torch.rand(8, 5, generator=g, dtype=torch.float64),
-        "mask": torch.arange(5) < torch.randint(1, 6, (8, 1), generator=g),
-        "rewards": torch.randint(0, 2, (8,), generator=g).double(),
-        "group": torch.arange(8) // 4,
-        "entropy": torch.rand(8, 5, generator=g, dtype=torch.float64),
-        "ref_log_probs": -torch.rand(8, 5, generator=g, dtype=torch.float64),
-    }
+    """Two prompts, four completions each, every field filled but the advantages."""
+    values = {**fields(groups=2, length=5), "advantages": None, "rollout_weights": None}
+    values["log_probs"].requires_grad_()
+    values["rewards"] = (values["rewards"] > 0).double()
     return TokenBatch(**{**values, **changes})
 
 
@@ -126,6 +128,14 @@ def test_options_find_their_part() -> None:
         (lambda: recipe("grpo", aggregation="token_mean")(rollout()), r"did you mean 'token-mean'"),
         (lambda: register("ppo", "policy")(ppo), r"'ppo' is registered already"),
         (lambda: register("new", "polcy")(ppo), r"kind: .*did you mean 'policy'"),
+        (lambda: Recipe(["ppo", "gspo"]), r"policy: expected one part, got 2: each policy replaces the other"),
+        (lambda: Recipe("ppo", advantage=["grpo", "dr_grpo"]), r"advantage: expected one part, got 2"),
+        (lambda: Recipe("ppo", regularizers=["kl", "kl"]), r"expected every part once, got 'kl' 2 times"),
+        (
+            lambda: recipe("grpo").load_state_dict(recipe("dapo").state_dict()),
+            r"the state is that of .*'clip_high': 0.28",
+        ),
+        (lambda: registry.register_recipe("grpo", policy="ppo"), r"'grpo' is registered already"),
         (lambda: Recipe("ppo")(rollout()), r"ppo needs TokenBatch.advantages, which is missing"),
         (lambda: recipe("kl")(rollout(ref_log_probs=None)), r"kl needs TokenBatch.ref_log_probs"),
         (lambda: recipe("grpo")(rollout(rewards=None)), r"grpo needs TokenBatch.rewards"),
@@ -161,3 +171,78 @@ def test_modules_are_parts() -> None:
     assert isinstance(build("ppo"), Part)
     with pytest.raises(ValueError, match="ppo: expected a part of kind 'advantage'"):
         build("ppo", "advantage")
+
+
+class Recorder(Part, name="entropy_bonus"):
+    """Notes the hooks it gets; restored to the registry's own module below."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.calls: list = []
+
+    def start_rollout(self) -> None:
+        self.calls.append("start")
+
+    def observe(self, batch: TokenBatch) -> None:
+        self.calls.append(batch)
+
+    def token_options(self) -> dict:
+        return {"top_p": 0.5}
+
+
+registry._REGISTRY["entropy_bonus"] = dataclasses.replace(registry.info("entropy_bonus"), module=EntropyBonus)
+
+
+def test_hooks_of_a_rollout_batch() -> None:
+    recorder = Recorder()
+    r = Recipe("ppo", advantage="grpo", regularizers=[recorder])
+    prepared = r.prepare(rollout(old_entropy=None))
+    assert recorder.calls[0] == "start"
+    assert torch.equal(recorder.calls[1].advantages, prepared.advantages)
+    assert torch.equal(prepared.old_entropy, rollout().entropy)
+    assert prepared.log_probs.requires_grad, "only the advantages are formed without gradient"
+    assert r.token_options == {"top_p": 0.5}
+
+
+def test_conflicts_are_refused_with_the_reason() -> None:
+    clash = dataclasses.replace(registry.info("kl"), conflicts={"kl_reward": "the price would be paid twice"})
+    registry._REGISTRY["kl"] = clash
+    try:
+        with pytest.raises(ValueError, match="'kl' and 'kl_reward' contradict each other: the price would be paid"):
+            Recipe("ppo", advantage="grpo", regularizers=["kl"], rewards=["kl_reward"])
+    finally:
+        registry._REGISTRY["kl"] = dataclasses.replace(clash, conflicts={})
+
+
+def test_to_dict_builds_the_same_recipe() -> None:
+    for name in recipe_names():
+        r = recipe(name)
+        assert Recipe.from_dict(r.to_dict()).to_dict() == r.to_dict()
+
+
+def test_rows_of_another_source_change_nothing_for_the_policy() -> None:
+    r, own = recipe("dapo"), rollout()
+    more = {**fields(groups=4, length=5), "advantages": None, "rollout_weights": None}
+    for key, value in more.items():
+        if value is not None:
+            more[key] = torch.cat([getattr(own, key).detach(), value[8:]])
+    mixed = TokenBatch(**more, source=torch.tensor([ON_POLICY] * 8 + [AUXILIARY] * 4 + [REPLAY] * 4))
+    prepared = r.prepare(mixed)
+    torch.testing.assert_close(prepared.advantages[:8], r.prepare(own).advantages)
+    assert not prepared.advantages[8:].any()
+    assert torch.equal(prepared.rewards, mixed.rewards)
+    torch.testing.assert_close(r(prepared).loss, r(r.prepare(own)).loss)
+    counts = torch.stack([mixed.only(source).mask.sum() for source in range(3)])
+    torch.testing.assert_close(r(prepared.replace(num_tokens=counts)).loss, r(r.prepare(own)).loss)
+
+
+def test_a_schedule_counts_rollout_batches() -> None:
+    class Counting(ScheduledPart):
+        info = registry.info("ppo")
+
+    part = Counting()
+    part.options["step"] = 5
+    assert part.step == 5
+    for expected in (5, 6, 7):
+        part.start_rollout()
+        assert part.step == expected

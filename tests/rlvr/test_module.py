@@ -47,9 +47,9 @@ def batch(count=4):
 def test_sampler_log_probabilities_equal_recomputed_ones():
     net = module(temperature=0.7)
     responses = net.roll_out(batch())
-    log_probs, entropies = response_stats(net.model, responses, temperature=0.7)
-    torch.testing.assert_close(log_probs, responses.log_probs, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropies, responses.entropies, atol=1e-5, rtol=1e-5)
+    stats = response_stats(net.model, responses, temperature=0.7)
+    torch.testing.assert_close(stats.log_probs, responses.log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stats.entropy, responses.entropies, atol=1e-5, rtol=1e-5)
 
 
 def test_fused_head_gives_the_same_statistics_and_gradients():
@@ -57,8 +57,8 @@ def test_fused_head_gives_the_same_statistics_and_gradients():
     responses = net.roll_out(batch())
     gradients = []
     for fused in (False, True):
-        log_probs, entropies = response_stats(net.model, responses, fused_head=fused)
-        (log_probs.sum() + 2 * entropies.sum()).backward()
+        stats = response_stats(net.model, responses, fused_head=fused)
+        (stats.log_probs.sum() + 2 * stats.entropy.sum()).backward()
         gradients.append([parameter.grad.clone() for parameter in net.model.parameters()])
         net.model.zero_grad()
     for a, b in zip(*gradients, strict=True):

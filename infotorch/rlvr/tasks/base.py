@@ -170,3 +170,15 @@ class Task(ABC, Generic[Problem]):
         """Standard form of a correct response, None for a wrong one; for counting distinct correct answers."""
         text = self.answer(tokens)
         return None if text is None else self.normal_form(problem, text)
+
+    def answer_form(self, problem: Problem, text: str) -> str | None:
+        """What a vote counts: the answer, right or wrong, in one standard way; None when there is none.
+
+        By default the text itself, without white space.
+        """
+        return "".join(text.split()) or None
+
+    def final_answer(self, problem: Problem, tokens: Tensor) -> str | None:
+        """Standard form of a response's answer, right or wrong; None for an unfinished or malformed response."""
+        text = self.answer(tokens)
+        return None if text is None else self.answer_form(problem, text)

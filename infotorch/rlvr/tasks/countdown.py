@@ -184,3 +184,10 @@ class Countdown(Task[CountdownProblem]):
         if tree.value != problem.target or Counter(tree.numbers) - Counter(problem.numbers):
             return None
         return tree.form
+
+    def answer_form(self, problem: CountdownProblem, text: str) -> str | None:
+        """The expression with the operands of sums and products sorted, right or wrong; None when malformed."""
+        try:
+            return parse(text).form
+        except ParseError:
+            return None

@@ -76,6 +76,14 @@ class ModularSum:
         right &= ((tokens == 0) | self.decides).all(-1)
         return right.float()
 
+    def answer(self, tokens: Tensor) -> Tensor:
+        """What decides about a response, as a number: its final sum and ``y_0 mod 3``, int64 ``[..., L]`` to ``[...]``.
+
+        -1 where a position that is no decision holds another token than 0.
+        """
+        answer = 3 * self.states(tokens)[..., -1] + tokens[..., 0] % 3
+        return torch.where(((tokens == 0) | self.decides).all(-1), answer, -1)
+
     def distinct_correct(self, tokens: Tensor) -> Tensor:
         """Number of different correct responses of each prompt, int64 ``[P]``."""
         powers = self.vocab ** torch.arange(self.length)

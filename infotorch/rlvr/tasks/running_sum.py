@@ -103,3 +103,8 @@ class RunSum(Task[RunSumProblem]):
     def normal_form(self, problem: RunSumProblem, text: str) -> str | None:
         """The text itself (derivations differ in their running sums); None when the final sum is wrong."""
         return text if self.score(problem, text) else None
+
+    def answer_form(self, problem: RunSumProblem, text: str) -> str | None:
+        """What follows the only ``;``, None when that is not a number."""
+        _, _, final = text.partition(";")
+        return final if final.isdecimal() else None
