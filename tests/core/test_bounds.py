@@ -95,8 +95,53 @@ def test_errors(bound):
         bound(torch.zeros(2, 2, dtype=torch.long))
 
 
+SAMPLED = {
+    "dv": B.donsker_varadhan,
+    "mine": lambda s, **k: B.mine(s, torch.tensor(0.5), **k)[0],
+    "nwj": B.nwj,
+    "tuba": lambda s, **k: B.tuba(s, torch.arange(s.shape[-1]) / 7, **k),
+    "infonce": B.infonce,
+    "alpha": lambda s, **k: B.alpha_tuba(s, torch.arange(s.shape[-1]) / 7, 0.3, **k),
+    "js": B.jensen_shannon,
+    "js_mi": B.js_mi_nwj,
+    "smile": lambda s, **k: B.smile(s, 2.0, js_gradient=True, **k),
+}
+sampled = pytest.mark.parametrize("bound", SAMPLED.values(), ids=SAMPLED.keys())
+
+
+@sampled
+def test_all_others_as_negatives_are_the_matrix(bound):
+    s = scores(3, 5, 5).requires_grad_()
+    others = torch.stack([torch.cat((s[:, i, :i], s[:, i, i + 1 :]), -1) for i in range(5)], 1)
+    want = bound(s)
+    got = bound(s.diagonal(dim1=-2, dim2=-1), negatives=others)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(*(torch.autograd.grad(v.sum(), s, retain_graph=True) for v in (got, want)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_few_negatives_by_definition():
+    joint, product = scores(6), scores(6, 2, seed=1)
+    mean = product.exp().mean()
+    torch.testing.assert_close(B.donsker_varadhan(joint, negatives=product), joint.mean() - mean.log())
+    torch.testing.assert_close(B.nwj(joint, negatives=product), joint.mean() - mean / math.e)
+    rows = torch.cat((joint.unsqueeze(1), product), 1)
+    nce = (joint - rows.logsumexp(1)).mean() + math.log(3)
+    torch.testing.assert_close(B.infonce(joint, negatives=product), nce)
+
+
+@sampled
+def test_errors_of_negatives(bound):
+    with pytest.raises(ValueError, match=r"expected shapes .* not empty, got \(4,\) and \(3, 2\)"):
+        bound(torch.zeros(4), negatives=torch.zeros(3, 2))
+    with pytest.raises(TypeError, match="negatives: expected a floating-point tensor"):
+        bound(torch.zeros(4), negatives=torch.zeros(4, 2, dtype=torch.long))
+
+
 def test_option_errors():
     s = scores(3, 3)
+    with pytest.raises(ValueError, match="symmetric: expected False with negatives"):
+        B.infonce(s[0], symmetric=True, negatives=s)
     with pytest.raises(ValueError, match=r"tau: expected a number in \(0, inf\], got 0"):
         B.smile(s, 0)
     with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\], got 2"):
