@@ -113,13 +113,15 @@ def response_stats(
 def concatenate(parts: Sequence[TokenStats]) -> TokenStats:
     """Statistics of several batches of rows as one."""
     values = {entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(TokenStats)}
-    return TokenStats(**{name: None if found[0] is None else torch.cat(found) for name, found in values.items()})
+    joined: dict[str, Any] = {name: None if v[0] is None else torch.cat(v) for name, v in values.items()}
+    return TokenStats(**joined)
 
 
 def each(stats: TokenStats, function: Callable[[Tensor], Tensor]) -> TokenStats:
     """Apply a function to every statistic that is there."""
     values = {entry.name: getattr(stats, entry.name) for entry in fields(stats)}
-    return TokenStats(**{name: None if value is None else function(value) for name, value in values.items()})
+    mapped: dict[str, Any] = {name: None if value is None else function(value) for name, value in values.items()}
+    return TokenStats(**mapped)
 
 
 def _fused_stats(
