@@ -75,12 +75,12 @@ def median_distance(x: Tensor, *, max_n: int = MEDIAN_ROWS) -> Tensor:
 
     Raises:
         TypeError: ``x`` is not a floating tensor.
-        ValueError: ``x`` has no rows or columns.
+        ValueError: ``x`` has no rows or columns, or values that are not finite.
 
     >>> median_distance(torch.tensor([[0.0], [1.0], [3.0]]))
     tensor(2.)
     """
-    x = check_points("x", x).detach()
+    x = check_finite("x", check_points("x", x)).detach()
     n = x.shape[-2]
     if n > max_n:
         x = x[..., torch.linspace(0, n - 1, max_n, device=x.device).round().long(), :]
@@ -98,9 +98,11 @@ def bandwidth(x: Tensor, sigma: float | Tensor | str) -> float | Tensor:
     """``sigma`` as a number, or as a tensor that broadcasts against ``(..., n, d)``.
 
     Raises:
-        ValueError: Neither a positive number nor ``"median"``.
+        ValueError: Neither positive finite numbers nor ``"median"``.
     """
     if isinstance(sigma, Tensor):
+        if not bool(((sigma > 0) & (sigma < torch.inf)).all()):
+            raise ValueError("sigma: expected positive finite numbers, got a tensor with another")
         return sigma[..., None, None] if sigma.ndim else sigma
     if sigma == "median":
         return median_distance(x)[..., None, None]

@@ -39,12 +39,12 @@ def check_paired(**samples: Tensor) -> int:
     return next(iter(lengths.values()))
 
 
-def check_neighbors(k: int, n: int) -> None:
-    """``1 <= k < n``, else ValueError; fewer than ``4 k`` points give a warning."""
+def check_neighbors(k: int, n: int, *, inclusive: bool = False) -> None:
+    """``1 <= k < n`` (``<= n`` where inclusive), else ValueError."""
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k: expected an int, got {type(k).__name__}")
-    if not 1 <= k < n:
-        raise ValueError(f"k: expected 1 <= k < n with n={n} points, got {k}")
+    if not 1 <= k < n + inclusive:
+        raise ValueError(f"k: expected 1 <= k {'<=' if inclusive else '<'} n with n={n} points, got {k}")
 
 
 def warn_few(k: int, n: int) -> None:

@@ -180,14 +180,16 @@ def spectral_entropy(eigenvalues: Tensor, t: float = 1.0, *, base: float = math.
         Shape ``(...)``.
 
     Raises:
-        ValueError: ``t`` or ``base`` is not positive, or ``base`` is 1.
+        ValueError: ``t`` or ``base`` is not positive, or ``base`` is 1; eigenvalues that are not finite, or all 0.
 
     >>> spectral_entropy(torch.tensor([1.0, 1.0, 0.0]), base=2)
     tensor(1.)
     """
     check_range("t", t, 0.0, low_open=True, high_open=True)
-    size = eigenvalues.double().abs()
+    size = check_finite("eigenvalues", eigenvalues).double().abs()
     alive = size > 0
+    if not bool(alive.any(-1).all()):
+        raise ValueError("eigenvalues: expected one that is not 0, got none")
     logits = torch.where(alive, t * torch.where(alive, size, 1.0).log(), -math.inf)
     return (categorical.entropy(logits) / _log_base(base)).to(eigenvalues.dtype)
 
@@ -237,9 +239,11 @@ def diffusion_spectral_entropy(
     """
     check_choice("method", method, METHODS)
     if method == "lanczos":
-        return diffusion_entropy_estimate(x, t=t, base=base, seed=seed, **options).value
-    entropy, n = exact_entropy(x, t, base, max_n, seed, options)
-    _warn_if_saturated(entropy, n, base)
+        estimate = diffusion_entropy_estimate(x, t=t, base=base, seed=seed, **options)
+        entropy, n = estimate.value.to(check_points("x", x).dtype), x.shape[-2]
+    else:
+        entropy, n = exact_entropy(x, t, base, max_n, seed, options)
+    warn_if_saturated("diffusion_spectral_entropy", entropy, math.log(n), base)
     return entropy
 
 
@@ -252,16 +256,18 @@ def exact_entropy(
     return spectral_entropy(diffusion_spectrum(x, **options), t, base=base), x.shape[-2]
 
 
-def _warn_if_saturated(entropy: Tensor, n: int, base: float) -> None:
-    if n < 3:
+def warn_if_saturated(name: str, entropy: Tensor, most: float, base: float) -> None:
+    """Warn where an entropy is next to 0 or to ``most`` nats: the kernel's width then decides, not the data."""
+    if most < math.log(3):
         return
-    share = entropy.detach() * (_log_base(base) / math.log(n))
-    for bad, word in ((share > 0.98, "large"), (share < 0.02, "small")):
+    share = entropy.detach() * (_log_base(base) / most)
+    for bad, cause, change in (
+        (share > 0.98, "every point for itself", "larger"),
+        (share < 0.02, "all points as one", "smaller"),
+    ):
         if bool(bad.any()):
-            cause = {"large": "every point for itself", "small": "all points as one"}[word]
-            change = {"large": "larger", "small": "smaller"}[word]
             warnings.warn(
-                f"diffusion_spectral_entropy: saturated (the kernel sees {cause} of {n}); a {change} sigma, "
+                f"{name}: saturated (the kernel sees {cause} of {math.exp(most):.0f}); a {change} sigma, "
                 "sigma='median' or normalize='unit_rms' may help",
                 stacklevel=3,
             )

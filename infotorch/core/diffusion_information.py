@@ -41,6 +41,7 @@ from infotorch.core.diffusion import (
     diffusion_entropy_estimate,
     exact_entropy,
     rescale,
+    warn_if_saturated,
 )
 
 __all__ = [
@@ -110,6 +111,10 @@ def diffusion_mutual_information(
         TypeError: ``x`` is not a floating tensor.
         ValueError: Shapes that do not match, values that are not finite, no repetition, an unknown name.
 
+    Warns:
+        UserWarning: The subsets' entropy is above 98 % or below 2 % of its maximum; the information is then near 0
+            whatever the reference.
+
     Reference: D. Liao, C. Liu et al., 2023, arXiv:2312.04823; see the deviations at the top of this module.
 
     >>> x = torch.cat([torch.zeros(8, 2), torch.full((8, 2), 9.0)])  # two tight clusters
@@ -135,7 +140,11 @@ def diffusion_mutual_information(
         parts = [x[torch.tensor(rows[i : i + together])] for i in range(0, len(rows), together)]
         return torch.cat([exact_entropy(part, t, base, max_n, seed, options)[0] for part in parts])
 
-    return _information(entropies, reference_clusters(y, len(x), n_clusters), num_repetitions, seed)
+    found = _information(entropies, reference_clusters(y, len(x), n_clusters), num_repetitions, seed)
+    sizes = found.clusters.bincount().clamp(max=max_n if method == "exact" else None, min=0).double()
+    most = float((sizes * sizes.log()).nan_to_num().sum() / len(x))
+    warn_if_saturated("diffusion_mutual_information", found.baseline, most, base)
+    return found
 
 
 def binned_entropy(x: Tensor, *, num_bins_per_dim: int = 2, base: float = math.e) -> Tensor:

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_choice, check_range, check_tensor
-from infotorch.core._samples import as_samples, check_neighbors
+from infotorch.core._samples import as_samples
 from infotorch.core.neighbors import METRICS, knn
-
-_TILE = 1 << 22  # distances between queries and points held at a time
 
 
 def neighbor_distances(
@@ -47,17 +45,9 @@ def neighbor_distances(
     """
     check_choice("metric", metric, METRICS)
     points = as_samples("x", x, keep_gradient=True)
-    if queries is None:
-        check_neighbors(k, len(points))
-        asking, index = points, knn(points, k, metric=metric)[1]
-    else:
-        asking = as_samples("queries", queries, keep_gradient=True)
-        if asking.shape[1] != points.shape[1]:
-            raise ValueError(f"queries: expected shape (q, {points.shape[1]}), got {tuple(queries.shape)}")
-        if not 1 <= k <= len(points):
-            raise ValueError(f"k: expected 1 <= k <= n with n={len(points)} points, got {k}")
-        index = _search(asking.detach(), points.detach(), k, metric)
-    gap = asking.unsqueeze(1) - points[index]
+    asking = None if queries is None else as_samples("queries", queries, keep_gradient=True)
+    index = knn(points, k, queries=asking, metric=metric)[1]
+    gap = (points if asking is None else asking).unsqueeze(1) - points[index]
     if metric == "max":
         return gap.abs().amax(-1), index
     square = gap.square().sum(-1)
@@ -102,11 +92,3 @@ def koleo(x: Tensor, *, k: int = 1, normalize: bool = True, eps: float = 1e-8) -
         points = torch.nn.functional.normalize(points, dim=1)
     radius = neighbor_distances(points, k)[0][:, -1]
     return -(radius + eps).log().mean().to(x.dtype if x.dtype == torch.float64 else torch.float32)
-
-
-def _search(queries: Tensor, points: Tensor, k: int, metric: str) -> Tensor:
-    """Indices of the nearest points, by plain differences, some queries at a time."""
-    p = math.inf if metric == "max" else 2.0
-    exact = "donot_use_mm_for_euclid_dist"
-    parts = queries.split(max(1, _TILE // len(points)))
-    return torch.cat([torch.cdist(q, points, p=p, compute_mode=exact).topk(k, largest=False).indices for q in parts])

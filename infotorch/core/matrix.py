@@ -18,7 +18,7 @@ from torch import Tensor
 
 from infotorch.core import categorical
 from infotorch.core._checks import check_range, check_tensor
-from infotorch.core._kernels import bandwidth, check_points, median_distance, squared_distances
+from infotorch.core._kernels import bandwidth, check_finite, check_points, median_distance, squared_distances
 
 __all__ = [
     "gaussian_gram",
@@ -45,13 +45,13 @@ def gaussian_gram(x: Tensor, sigma: float | Tensor | str = "median") -> Tensor:
 
     Raises:
         TypeError: ``x`` is not a floating tensor.
-        ValueError: ``x`` has another shape, or ``sigma`` is not positive.
+        ValueError: ``x`` has another shape or values that are not finite, or ``sigma`` is not positive.
 
     >>> gaussian_gram(torch.tensor([[0.0], [1.0]]), sigma=1.0)
     tensor([[1.0000, 0.6065],
             [0.6065, 1.0000]])
     """
-    x = check_points("x", x)
+    x = check_finite("x", check_points("x", x))
     # Scaled before the product: the squares of a float32 table of large numbers would overflow sooner.
     return squared_distances(x / bandwidth(x, sigma)).mul_(-0.5).exp_()
 
@@ -75,7 +75,7 @@ def matrix_entropy(gram: Tensor, alpha: float = 2.0) -> Tensor:
 
     Raises:
         TypeError: ``gram`` is not a floating tensor.
-        ValueError: ``gram`` is not square, ``alpha`` is negative.
+        ValueError: ``gram`` is not square, not finite or has no positive trace; ``alpha`` is negative.
 
     Reference: L. G. Sanchez Giraldo et al., 2014, arXiv:1211.2459.
 
@@ -84,8 +84,10 @@ def matrix_entropy(gram: Tensor, alpha: float = 2.0) -> Tensor:
     """
     gram = check_square("gram", gram)
     check_range("alpha", alpha, 0.0)
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if not bool((trace > 0).all()):
+        raise ValueError(f"gram: expected a positive trace, got {float(trace.detach().min()):g}")
     if alpha == 2:
-        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         return 2 * (trace.log() - torch.linalg.vector_norm(gram, dim=(-2, -1)).log())
     eigenvalues = torch.linalg.eigvalsh(gram)
     if alpha == 0:
@@ -108,7 +110,7 @@ def matrix_joint_entropy(*grams: Tensor, alpha: float = 2.0) -> Tensor:
 
     Raises:
         TypeError: A matrix is not a floating tensor.
-        ValueError: No matrix, matrices of unequal size or not square, a negative ``alpha``.
+        ValueError: No matrix, matrices of unequal size, not square or not finite, a negative ``alpha``.
 
     Reference: L. G. Sanchez Giraldo et al., 2014, arXiv:1211.2459.
 
@@ -138,7 +140,7 @@ def matrix_mutual_information(gram_x: Tensor, gram_y: Tensor, alpha: float = 2.0
 
     Raises:
         TypeError: A matrix is not a floating tensor.
-        ValueError: Matrices of unequal size or not square, a negative ``alpha``.
+        ValueError: Matrices of unequal size, not square or not finite, a negative ``alpha``.
 
     Reference: L. G. Sanchez Giraldo et al., 2014, arXiv:1211.2459.
 
@@ -160,7 +162,7 @@ def von_neumann_entropy(matrix: Tensor) -> Tensor:
 
     Raises:
         TypeError: ``matrix`` is not a floating tensor.
-        ValueError: ``matrix`` is not square.
+        ValueError: ``matrix`` is not square, not finite or has no positive trace.
 
     >>> von_neumann_entropy(torch.diag(torch.tensor([2.0, 2.0, 0.0])))
     tensor(0.6931)
@@ -179,10 +181,10 @@ def shares(eigenvalues: Tensor) -> Tensor:
 
 
 def check_square(name: str, matrix: object) -> Tensor:
-    """``matrix`` in at least float32, if it is a floating tensor of shape ``(..., n, n)``."""
+    """``matrix`` in at least float32, if it is a finite floating tensor of shape ``(..., n, n)``."""
     matrix = check_tensor(name, matrix)
     if not matrix.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {matrix.dtype} (write {name}.float())")
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.shape[-1] == 0:
         raise ValueError(f"{name}: expected square matrices of shape (..., n, n), got {tuple(matrix.shape)}")
-    return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
+    return check_finite(name, matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float())

@@ -21,28 +21,40 @@ from infotorch.core._samples import as_samples, check_neighbors
 METRICS = ("max", "euclidean")
 BACKENDS = ("auto", "tree", "brute")
 _LEAF = 16
+_CROSS_TILE = 1 << 22  # distances between queries and points held at a time
 
 
-def knn(x: Tensor, k: int, *, metric: str = "max", backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """The ``k`` nearest neighbors of every point among the others.
+def knn(
+    x: Tensor, k: int, *, queries: Tensor | None = None, metric: str = "max", backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` nearest neighbors of every point among the others, or of other points among these.
 
     Args:
         x: Shape ``(n, d)`` or ``(n,)``.
-        k: How many, ``1 <= k < n``.
+        k: How many, ``1 <= k < n`` (up to n for queries).
+        queries: Shape ``(q, d)`` or ``(q,)``: look for their neighbors in ``x``; nothing is left out.
         metric: ``"max"`` (largest coordinate difference) or ``"euclidean"``.
         backend: ``"auto"``, ``"tree"`` or ``"brute"``.
 
     Returns:
-        Distances in float64, ascending, and indices, both ``(n, k)``, on the device of ``x``, without gradient.
+        Distances in float64, ascending, and indices into ``x``, both ``(n, k)`` or ``(q, k)``, on the device of ``x``,
+        without gradient. Which of several equidistant points is taken is free.
 
     Raises:
-        ValueError: ``k`` out of range, values that are not finite, unknown metric or backend.
+        ValueError: ``k`` out of range, values that are not finite, dimensions that differ, unknown metric or backend.
 
     >>> distances, indices = knn(torch.tensor([0.0, 1.0, 3.0]), k=1)
     >>> distances.squeeze(1), indices.squeeze(1)
     (tensor([1., 1., 2.], dtype=torch.float64), tensor([1, 0, 1]))
     """
     x = as_samples("x", x)
+    if queries is not None:
+        queries = as_samples("queries", queries).to(x.device)
+        if queries.shape[1] != x.shape[1]:
+            raise ValueError(f"queries: expected shape (q, {x.shape[1]}), got {tuple(queries.shape)}")
+        check_neighbors(k, len(x), inclusive=True)
+        brute = _choose([x], metric, backend) == "brute"
+        return (_cross_brute if brute else _cross_tree)(queries, x, k, metric)
     check_neighbors(k, len(x))
     if _choose([x], metric, backend) == "brute":
         return _brute.knn([x], k, metric)
@@ -187,6 +199,23 @@ def _tree_knn(x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     kept = (~own).nonzero()[:, 1].view(-1, k)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
     return distances.gather(1, kept)[back].to(x.device), indices.gather(1, kept)[back].to(x.device)
+
+
+def _cross_tree(queries: Tensor, x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    from scipy.spatial import KDTree
+
+    tree = KDTree(x.cpu().numpy(), leafsize=_LEAF)
+    found = tree.query(queries.cpu().numpy(), range(1, k + 1), p=torch.inf if metric == "max" else 2)
+    distances, indices = (torch.from_numpy(part).to(x.device) for part in found)
+    return distances, indices
+
+
+def _cross_brute(queries: Tensor, x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """By plain differences, some queries at a time."""
+    p, exact = (torch.inf if metric == "max" else 2.0), "donot_use_mm_for_euclid_dist"
+    parts = queries.split(max(1, _CROSS_TILE // len(x)))
+    found = [torch.cdist(part, x, p=p, compute_mode=exact).topk(k, largest=False) for part in parts]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def _sorted_count(x: Tensor, radii: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_choice, check_tensor
+from infotorch.core._kernels import check_finite
 
 MIN_RANKS = 20  # fewer points than this do not make a slope
 _FLOOR = 1e-12  # of the largest eigenvalue; below is rounding
@@ -63,7 +64,7 @@ def fit_power_law(spectrum: Tensor, *, ranks: tuple[int, int] = (12, 100), weigh
         A :class:`PowerLaw`, float64; all NaN where fewer than 20 ranks remain.
 
     Raises:
-        ValueError: Another shape, unknown ``weights``, an empty range of ranks.
+        ValueError: Another shape, values that are not finite, unknown ``weights``, an empty range of ranks.
 
     Warns:
         UserWarning: The range had to be shortened, or nothing was left of it.
@@ -79,6 +80,7 @@ def fit_power_law(spectrum: Tensor, *, ranks: tuple[int, int] = (12, 100), weigh
     check_tensor("spectrum", spectrum)
     if spectrum.ndim != 1 or spectrum.numel() == 0:
         raise ValueError(f"spectrum: expected shape (k,), got {tuple(spectrum.shape)}")
+    check_finite("spectrum", spectrum)
     first, last = ranks
     if not 1 <= first < last:
         raise ValueError(f"ranks: expected (first, last) with 1 <= first < last, got {ranks}")

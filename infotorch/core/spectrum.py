@@ -164,7 +164,7 @@ def effective_rank(spectrum: Tensor, alpha: float = 1.0, *, eps: float = 0.0) ->
         Shape ``(...)``, between 1 and ``k`` for ``eps = 0``.
 
     Raises:
-        ValueError: ``alpha`` or ``eps`` is negative.
+        ValueError: ``alpha`` or ``eps`` is negative; entries that are not finite, or none that is positive.
 
     Reference: O. Roy, M. Vetterli, "The effective rank", EUSIPCO 2007.
 
@@ -172,7 +172,10 @@ def effective_rank(spectrum: Tensor, alpha: float = 1.0, *, eps: float = 0.0) ->
     tensor(2.)
     """
     check_range("eps", eps, 0.0)
-    return categorical.renyi_entropy(probs=shares(check_tensor("spectrum", spectrum)) + eps, alpha=alpha).exp()
+    check_finite("spectrum", check_tensor("spectrum", spectrum))
+    if not bool((spectrum > 0).any(-1).all()):
+        raise ValueError("spectrum: expected a positive entry, got none")
+    return categorical.renyi_entropy(probs=shares(spectrum) + eps, alpha=alpha).exp()
 
 
 def rankme(
@@ -373,8 +376,8 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-8) -> Tensor:
 
 
 def _warn_of_few(name: str, source: Source) -> None:
-    if isinstance(source, Tensor) and source.ndim < 2:
-        return
+    if not isinstance(source, Moments) and (source.ndim < 2 or source.numel() == 0):
+        return  # a spectrum, or what will be refused
     n, d = source.shape if isinstance(source, Moments) else (source.shape[0], source[0].numel())
     if n < 2 * d:
         warnings.warn(

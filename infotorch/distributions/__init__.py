@@ -1,7 +1,8 @@
 """Joint distributions whose mutual information is known: for tests, benchmarks, tutorials and training sets."""
 
 from infotorch.distributions import transforms
-from infotorch.distributions.joint import Joint, Transformed
+from infotorch.distributions.discrete import DiscreteTable, symmetric_channel
+from infotorch.distributions.joint import Entropies, Joint, Transformed
 from infotorch.distributions.mixed import DiscreteUniformMixture, ZeroInflatedPoisson
 from infotorch.distributions.normal import (
     Normal,
@@ -17,7 +18,9 @@ from infotorch.distributions.uniform import AdditiveUniform, additive_uniform_mi
 
 __all__ = [
     "AdditiveUniform",
+    "DiscreteTable",
     "DiscreteUniformMixture",
+    "Entropies",
     "Joint",
     "Normal",
     "Student",
@@ -30,5 +33,6 @@ __all__ = [
     "latent_covariance",
     "paired_covariance",
     "student_mi",
+    "symmetric_channel",
     "transforms",
 ]

@@ -1,4 +1,4 @@
-"""What every joint distribution offers: samples and the true mutual information."""
+"""What every joint distribution offers: samples, the true mutual information and, where known, entropies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ import torch
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Entropies:
+    """Entropies of a pair in nats: Shannon's of what is discrete, differential of what is continuous.
+
+    Attributes:
+        x: Of X.
+        y: Of Y.
+        joint: Of both, ``x + y`` less the mutual information.
+    """
+
+    x: float
+    y: float
+    joint: float
+
+    @classmethod
+    def of(cls, x: float, y: float, information: float) -> Entropies:
+        """From both marginals and the mutual information."""
+        return cls(x, y, x + y - information)
 
 
 class Joint(ABC):
@@ -26,6 +46,14 @@ class Joint(ABC):
     @abstractmethod
     def mutual_information(self) -> float:
         """The true value in nats."""
+
+    def entropies(self) -> Entropies:
+        """The true entropies, where they have a closed form.
+
+        Raises:
+            NotImplementedError: They have none.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: its entropies have no closed form here")
 
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_range
-from infotorch.distributions.joint import Joint
+from infotorch.distributions.joint import Entropies, Joint
 
 _POISSON_EXPONENTIAL = 0.3012  # I(X; Poisson(X)) for X ~ Exp(1), to the digits that are published
 
@@ -42,6 +42,11 @@ class DiscreteUniformMixture(Joint):
     def mutual_information(self) -> float:
         """``log m - (m - 1) / m log 2``."""
         return math.log(self.levels) - (self.levels - 1) / self.levels * math.log(2)
+
+    def entropies(self) -> Entropies:
+        """Shannon's of X, differential of Y; the joint one is ``H(X) + h(Y | X)``."""
+        information = self.mutual_information()
+        return Entropies.of(math.log(self.levels), math.log(2) + information, information)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A level and a uniform offset."""

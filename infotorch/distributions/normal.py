@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infotorch.core._checks import check_range
 from infotorch.core.gaussian import gaussian_mi
-from infotorch.distributions.joint import Joint
+from infotorch.distributions.joint import Entropies, Joint
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,12 @@ class Normal(Joint):
     def mutual_information(self) -> float:
         """Half the log-ratio of determinants."""
         return float(gaussian_mi(self.covariance, self.dim_x))
+
+    def entropies(self) -> Entropies:
+        r"""Differential: :math:`\frac12 \log \det (2 \pi e\, \Sigma)` of each block and of the whole."""
+        i = self.dim_x
+        blocks = self.covariance[:i, :i], self.covariance[i:, i:], self.covariance
+        return Entropies(*(float(len(s) * (1 + math.log(2 * math.pi)) + torch.logdet(s)) / 2 for s in blocks))
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Standard normal vectors times the Cholesky factor."""
@@ -83,6 +89,18 @@ class Student(Joint):
         """That of the normal vector, and what the shared scale adds."""
         return float(student_mi(self.dispersion, self.dim_x, self.df))
 
+    def entropies(self) -> Entropies:
+        r"""Differential: :math:`\frac12 \log \det S + c(k)`, with :math:`c` as in :func:`student_mi`."""
+        if math.isinf(self.df):
+            return Normal(self.dispersion, self.dim_x).entropies()
+        i = self.dim_x
+        blocks = self.dispersion[:i, :i], self.dispersion[i:, i:], self.dispersion
+        constants = _student_constants(torch.tensor([float(len(s)) for s in blocks], dtype=torch.float64), self.df)
+        scale = math.log(self.df * math.pi) / 2
+        return Entropies(
+            *(float(torch.logdet(s) / 2 + c + len(s) * scale) for s, c in zip(blocks, constants, strict=True))
+        )
+
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Normal vectors over the root of a chi-squared variable per row."""
         x, y = Normal(self.dispersion, self.dim_x).draw(n, generator)
@@ -119,10 +137,14 @@ def student_mi(dispersion: Tensor, dim_x: int, df: float) -> Tensor:
     if math.isinf(df):
         return normal
     d = dispersion.shape[-1]
-    k = torch.tensor([dim_x, d - dim_x, d], dtype=torch.float64, device=normal.device)
-    half, base = (df + k) / 2, torch.full_like(k, df / 2)
-    c = half * (torch.digamma(half) - torch.digamma(base)) - torch.lgamma(half) + torch.lgamma(base)
+    c = _student_constants(torch.tensor([dim_x, d - dim_x, d], dtype=torch.float64, device=normal.device), df)
     return normal + c[0] + c[1] - c[2]  # the terms in log(df pi) cancel
+
+
+def _student_constants(k: Tensor, df: float) -> Tensor:
+    """``c(k)`` of :func:`student_mi` without its term in ``log(df pi)``."""
+    half, base = (df + k) / 2, torch.full_like(k, df / 2)
+    return half * (torch.digamma(half) - torch.digamma(base)) - torch.lgamma(half) + torch.lgamma(base)
 
 
 def bivariate_normal(correlation: float) -> Normal:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_range
-from infotorch.distributions.joint import Joint
+from infotorch.distributions.joint import Entropies, Joint
 
 
 def additive_uniform_mi(width: float | Tensor) -> Tensor:
@@ -57,6 +57,12 @@ class AdditiveUniform(Joint):
     def mutual_information(self) -> float:
         """Sum over the coordinates."""
         return float(additive_uniform_mi(torch.tensor(self.widths, dtype=torch.float64)).sum())
+
+    def entropies(self) -> Entropies:
+        """Differential: 0 of X, ``log(2 width)`` a coordinate of Y given X."""
+        noise = float((2 * torch.tensor(self.widths, dtype=torch.float64)).log().sum())
+        information = self.mutual_information()
+        return Entropies.of(0.0, noise + information, information)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two uniform draws a coordinate."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from torch import Tensor
 
 from infotorch.core import dependence as D
@@ -115,7 +116,8 @@ def test_sorting_against_dense_matrices_at_all_depths(n):
 
 @pytest.mark.parametrize("shape", [(), (3,)], ids=["line", "points"])
 def test_against_dcor(shape):
-    dcor = pytest.importorskip("dcor")
+    import dcor  # this and hyppo load a compiler, which takes seconds
+
     x, y = normal(50, *shape, seed=1), normal(50, *shape, seed=2)
     y = y + x.square()
     for name in (
@@ -134,7 +136,8 @@ def test_against_dcor(shape):
 
 
 def test_against_hyppo():
-    independence = pytest.importorskip("hyppo.independence")
+    from hyppo import independence
+
     x, y = normal(80, 2, seed=1), normal(80, 1, seed=2)
     y = y + x[:, :1].square()
     dcorr = independence.Dcorr().statistic(x.numpy(), y.numpy())
@@ -308,7 +311,6 @@ def test_intersections_are_seen():
 
 
 def test_group_divergence_against_scipy():
-    special = pytest.importorskip("scipy.special")
     x, groups = normal(200), torch.stack((categories(200, 2), categories(200, 3, 1)), 1)
     w = torch.rand(200, dtype=torch.float64, generator=generator())
     edges = torch.linspace(float(x.min()), float(x.max()), 11, dtype=torch.float64)

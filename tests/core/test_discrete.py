@@ -1,4 +1,4 @@
-"""core.discrete against scipy, scikit-learn where it is installed, quadrature, and closed forms."""
+"""core.discrete against scipy, scikit-learn, quadrature, and closed forms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special, stats
+from sklearn import metrics
 from torch import Tensor
 
 from infotorch.core import discrete as D
@@ -126,7 +127,6 @@ def test_corrections_beat_the_plugin_on_few_samples(name, below):
 
 
 def test_mutual_information_against_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
     x, y = integers(60, 4, 0), integers(60, 3, 1)
     value = D.discrete_mutual_information(x, y)
     assert float(value) == pytest.approx(metrics.mutual_info_score(x.numpy(), y.numpy()))

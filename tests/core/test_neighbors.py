@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
+from sklearn.neighbors import KDTree
 from torch import Tensor
 
 from infotorch.core import _brute, neighbors
@@ -49,6 +50,28 @@ def test_knn(metric, backend, n, d, k):
     want = off_diagonal(plain(x, metric))
     np.testing.assert_allclose(distances.numpy(), np.sort(want, 1)[:, :k], rtol=1e-12)
     np.testing.assert_array_equal(indices.numpy(), np.argsort(want, 1)[:, :k])
+
+
+@pytest.mark.parametrize("metric", ["max", "euclidean"])
+@pytest.mark.parametrize("backend", ["auto", "tree", "brute"])
+@pytest.mark.parametrize(("n", "q", "d", "k"), [(40, 7, 1, 1), (40, 90, 3, 40), (300, 20, 12, 3)])
+def test_neighbors_of_queries(metric, backend, n, q, d, k, monkeypatch):
+    monkeypatch.setattr(neighbors, "_CROSS_TILE", 500)
+    x, queries = normal(n, d), normal(q, d, seed=1)
+    queries[0] = x[3]  # not left out
+    distances, indices = knn(x, k, queries=queries, metric=metric, backend=backend)
+    want = cdist(queries.numpy(), x.numpy(), NAMES[metric])
+    np.testing.assert_allclose(distances.numpy(), np.sort(want, 1)[:, :k], rtol=1e-12)
+    np.testing.assert_array_equal(indices.numpy(), np.argsort(want, 1)[:, :k])
+    assert distances[0, 0] == 0
+
+
+def test_neighbors_against_scikit_learn():
+    x = normal(300, 4)
+    for metric, name in NAMES.items():
+        tree = KDTree(x.numpy(), metric=name)
+        want = tree.query(x.numpy(), 6)[0][:, 1:]
+        np.testing.assert_allclose(knn(x, 5, metric=metric)[0].numpy(), want, rtol=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["max", "euclidean"])
@@ -143,6 +166,10 @@ def test_errors():
     x = normal(10, 2)
     with pytest.raises(ValueError, match="k: expected 1 <= k < n with n=10 points, got 10"):
         knn(x, 10)
+    with pytest.raises(ValueError, match="k: expected 1 <= k <= n with n=10 points, got 11"):
+        knn(x, 11, queries=x)
+    with pytest.raises(ValueError, match=r"queries: expected shape \(q, 2\), got \(4, 3\)"):
+        knn(x, 1, queries=normal(4, 3))
     with pytest.raises(TypeError, match="k: expected an int, got float"):
         knn(x, 1.0)
     with pytest.raises(ValueError, match=r"metric: expected one of max, euclidean; got 'euclid'"):

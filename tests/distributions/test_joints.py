@@ -8,10 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
-from infotorch.core.differential import ksg_mi, mixture_mi
+from infotorch.core.differential import kl_entropy, ksg_mi, mixture_mi
+from infotorch.core.discrete import discrete_entropy, discrete_mutual_information
 from infotorch.core.gaussian import copula_mi, estimate_gaussian_mi
 from infotorch.distributions import (
     AdditiveUniform,
+    DiscreteTable,
     DiscreteUniformMixture,
     Joint,
     Normal,
@@ -24,6 +26,7 @@ from infotorch.distributions import (
     latent_covariance,
     paired_covariance,
     student_mi,
+    symmetric_channel,
 )
 from infotorch.distributions import transforms as t
 
@@ -35,6 +38,8 @@ JOINTS: list[Joint] = [
     AdditiveUniform((0.1, 0.5, 2.0)),
     DiscreteUniformMixture(),
     ZeroInflatedPoisson(),
+    DiscreteTable(torch.tensor([[3, 0, 1], [0, 2, 2]])),
+    symmetric_channel(5, 0.1),
 ]
 
 
@@ -42,7 +47,7 @@ def scaled(x: torch.Tensor) -> torch.Tensor:
     return (x - x.mean(0)) / x.std(0)
 
 
-@pytest.mark.parametrize("joint", JOINTS, ids=[*TASKS, "additive", "discrete uniform", "poisson"])
+@pytest.mark.parametrize("joint", JOINTS, ids=[*TASKS, "additive", "discrete uniform", "poisson", "table", "channel"])
 def test_samples(joint):
     x, y = joint.sample(50, 3)
     assert (x.shape, y.shape) == ((50, joint.dim_x), (50, joint.dim_y))
@@ -147,6 +152,69 @@ def test_additive_pieces_meet():
     assert ((y - x).abs() <= torch.tensor([0.2, 1.0])).all()
 
 
+def test_tables():
+    """Against scipy, and a channel's closed form; samples have the table's frequencies and never an impossible cell."""
+    table = torch.rand(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    table[1], table[:, 5], table[2, 2] = 0.0, 0.0, 0.0
+    joint = DiscreteTable(7 * table)
+    p = joint.table.numpy()
+    expected = stats.entropy(p.ravel(), (p.sum(1, keepdims=True) * p.sum(0)).ravel())
+    assert joint.mutual_information() == pytest.approx(float(expected), abs=1e-12)
+    entropies = joint.entropies()
+    for value, q in ((entropies.x, p.sum(1)), (entropies.y, p.sum(0)), (entropies.joint, p.ravel())):
+        assert value == pytest.approx(float(stats.entropy(q)), abs=1e-12)
+    x, y = joint.sample(20_000, 0, dtype=torch.int64)
+    counts = torch.zeros(4, 6).index_put_((x[:, 0], y[:, 0]), torch.ones(20_000), accumulate=True)
+    assert not counts[table == 0].any()
+    occurs = table > 0
+    assert (
+        stats.chisquare(counts[occurs].numpy(), (20_000 * joint.table[occurs]).numpy(), sum_check=False).pvalue > 0.01
+    )
+    assert float(discrete_mutual_information(x, y)) == pytest.approx(joint.mutual_information(), abs=0.01)
+    k, error = 6, 0.2
+    by_hand = math.log(k) + error * math.log(error / (k - 1)) + (1 - error) * math.log(1 - error)
+    assert symmetric_channel(k, error).mutual_information() == pytest.approx(by_hand)
+    assert symmetric_channel(k, 1 - 1 / k).mutual_information() == pytest.approx(0, abs=1e-12)
+    independent = DiscreteTable(torch.tensor([0.3, 0.7]).unsqueeze(1) * torch.tensor([0.5, 0.2, 0.3]))
+    assert 0 <= independent.mutual_information() < 1e-12
+    assert DiscreteTable(torch.ones(1, 3)).mutual_information() == 0
+
+
+@pytest.mark.parametrize(
+    "joint",
+    [
+        Normal(latent_covariance(2, 1, pairs=1, strength=1.5), 2),
+        Student(dense_covariance(3, 0.5), 1, df=3.0),
+        AdditiveUniform((0.4,)),
+    ],
+    ids=["normal", "student", "uniform"],
+)
+def test_differential_entropies(joint):
+    """Their balance is the mutual information; nearest neighbors find them."""
+    found = joint.entropies()
+    assert found.x + found.y - found.joint == pytest.approx(joint.mutual_information(), abs=1e-12)
+    x, y = joint.sample(20_000, 1)
+    for value, sample in ((found.x, x), (found.y, y), (found.joint, torch.cat((x, y), 1))):
+        assert float(kl_entropy(sample, k=5)) == pytest.approx(value, abs=0.06)
+
+
+def test_further_entropies():
+    assert Student(torch.eye(2), 1, df=math.inf).entropies() == Normal(torch.eye(2), 1).entropies()
+    s = dense_covariance(3, 0.4)
+    t = Student(s, 1, df=4.0).entropies()
+    assert t.joint == pytest.approx(float(stats.multivariate_t(shape=s.numpy(), df=4).entropy()), abs=1e-9)
+    assert t.x == pytest.approx(float(stats.t(4).entropy()))
+    mixed = DiscreteUniformMixture(4)
+    found = mixed.entropies()
+    assert found.joint == pytest.approx(math.log(4) + math.log(2))
+    x, y = mixed.sample(5000, 0)
+    assert float(discrete_entropy(x.long())) == pytest.approx(found.x, abs=0.01)
+    assert float(kl_entropy(y)) == pytest.approx(found.y, abs=0.05)
+    for without in (ZeroInflatedPoisson(), TASKS["wiggly-1v1-normal-0.75"]):
+        with pytest.raises(NotImplementedError, match="no closed form"):
+            without.entropies()
+
+
 def test_bimodal_marginals():
     joint = TASKS["1v1-bimodal-0.75"]
     x, y = joint.sample(5000, 0)
@@ -197,5 +265,15 @@ def test_errors():
         t.normal_to_mixture((1.0,), (1.0, 2.0))
     with pytest.raises(ValueError, match=r"zero: expected a number in \[0, 1\), got 1"):
         ZeroInflatedPoisson(1)
+    with pytest.raises(ValueError, match=r"table: expected shape \(K, L\), not empty, got \(3,\)"):
+        DiscreteTable(torch.ones(3))
+    with pytest.raises(ValueError, match="table: expected non-negative entries that are not all 0"):
+        DiscreteTable(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="table: expected finite values"):
+        DiscreteTable(torch.full((2, 2), torch.nan))
+    with pytest.raises(TypeError, match=r"table: expected real numbers, got torch\.complex64"):
+        DiscreteTable(torch.ones(2, 2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"error: expected a number in \[0, 1\], got 2"):
+        symmetric_channel(3, 2.0)
     with pytest.raises(ValueError, match="levels: expected a number in"):
         DiscreteUniformMixture(0)

@@ -171,7 +171,7 @@ def group_js_divergence(values: Tensor, groups: Tensor, *, bins: int = 50, weigh
         )
     w = as_weights(weights, variable)
     assert variable.points is not None
-    x = variable.points.squeeze(1)
+    x = variable.points.squeeze(1).contiguous()
     low, high = x.min(), x.max()
     edges = low + (high - low) * torch.arange(1, bins, dtype=x.dtype, device=x.device) / bins
     place = torch.bucketize(x, edges, right=True)

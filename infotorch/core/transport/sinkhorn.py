@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_choice, check_range
-from infotorch.core._kernels import squared_distances
+from infotorch.core._kernels import check_finite, check_points, squared_distances
 from infotorch.core.transport import _scaling
 from infotorch.core.transport._implicit import dual_value, plan_of
 from infotorch.core.transport._problem import as_problem
@@ -69,6 +69,11 @@ class SinkhornResult:
     converged: bool
     _problem: _scaling.Problem
 
+    @property
+    def eps(self) -> float:
+        """Strength of the entropic term, in the unit of the cost."""
+        return self._problem.eps
+
     @cached_property
     def plan(self) -> Tensor:
         """Shape ``(..., n, m)``; differentiable in cost and masses, by implicit differentiation."""
@@ -87,6 +92,7 @@ def sinkhorn(
     b: Tensor | None = None,
     *,
     eps: float,
+    relative: bool = False,
     rho: float = math.inf,
     max_iter: int = 1000,
     tol: float | None = None,
@@ -101,6 +107,7 @@ def sinkhorn(
         a: Shape ``(..., n)`` or ``(n,)``, non-negative (zeros are padding); 1/n each by default.
         b: Shape ``(..., m)`` or ``(m,)``; 1/m each by default.
         eps: Strength of the entropic term, in the unit of the cost; a twentieth of its mean is a start.
+        relative: Take ``eps`` as a multiple of the mean finite cost (of the whole batch, without gradient).
         rho: Price of mass that does not arrive. Convergence slows down where ``rho`` is many times ``eps``.
         max_iter: Most iterations, those of the annealing included.
         tol: On the L1 error of the column masses (rows are exact); default 1e-9, or 1e-6 in float32.
@@ -123,13 +130,13 @@ def sinkhorn(
     tensor([[0.4404, 0.0596],
             [0.0596, 0.4404]])
     """
-    check_range("eps", eps, 0.0, math.inf, low_open=True, high_open=True)
     check_range("rho", rho, 0.0, low_open=True)
     check_range("max_iter", max_iter, 1)
     check_range("check_every", check_every, 1)
     if annealing is not None:
         check_range("annealing", annealing, 0.0, 1.0, low_open=True, high_open=True)
     cost, a, b = as_problem(cost, a, b, balanced=math.isinf(rho))
+    eps = _strength(eps, cost, relative)
     tol = (1e-9 if cost.dtype == torch.float64 else 1e-6) if tol is None else check_range("tol", tol, 0.0)
     problem = _scaling.Problem(cost, a, b, eps, rho)
     if init is not None and init.shape[-1:] != a.shape[-1:]:
@@ -148,6 +155,7 @@ def sinkhorn_divergence(
     b: Tensor | None = None,
     *,
     eps: float,
+    relative: bool = False,
     cost: str | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
     max_iter: int = 1000,
     tol: float | None = None,
@@ -165,6 +173,7 @@ def sinkhorn_divergence(
         a: Shape ``(..., n)`` or ``(n,)``, non-negative; 1/n each by default.
         b: Shape ``(..., m)`` or ``(m,)``, of the same sum.
         eps: Strength of the entropic term, in the unit of the cost.
+        relative: Take ``eps`` as a multiple of the mean cost between x and y (without gradient).
         cost: ``"sqeuclidean"``, ``"half_sqeuclidean"`` (geomloss with ``p=2``, its ``blur`` being the root of eps),
             ``"euclidean"``, or a symmetric function of two sets of points.
         max_iter: Most iterations for each term.
@@ -176,7 +185,7 @@ def sinkhorn_divergence(
 
     Raises:
         TypeError: An argument is not a floating tensor.
-        ValueError: As :func:`sinkhorn`; an unknown cost.
+        ValueError: As :func:`sinkhorn`; dimensions that differ, points that are not finite, an unknown cost.
 
     Reference: J. Feydy et al., 2019, arXiv:1810.08278.
 
@@ -185,7 +194,13 @@ def sinkhorn_divergence(
     tensor(4.)
     """
     function = _COSTS[check_choice("cost", cost, COSTS)] if isinstance(cost, str) else cost
-    across = sinkhorn(function(x, y), a, b, eps=eps, max_iter=max_iter, tol=tol, annealing=annealing)
+    x, y = (check_finite(name, check_points(name, points)) for name, points in (("x", x), ("y", y)))
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"x, y: expected shapes (..., n, d) and (..., m, d), got {tuple(x.shape)}, {tuple(y.shape)}")
+    costs = function(x, y)
+    if relative:
+        eps = _strength(eps, costs, relative)
+    across = sinkhorn(costs, a, b, eps=eps, max_iter=max_iter, tol=tol, annealing=annealing)
     own = [_own_value(function(z, z), masses, eps, max_iter, tol) for z, masses in ((x, a), (y, b))]
     return across.value - (own[0] + own[1]) / 2
 
@@ -199,6 +214,17 @@ def _own_value(cost: Tensor, masses: Tensor | None, eps: float, max_iter: int, t
         f, g, iterations, error = _scaling.solve_symmetric(problem.detached(), max_iter, tol)
     _warn(error, tol, iterations)
     return dual_value(problem, f, g)
+
+
+def _strength(eps: float, cost: Tensor, relative: bool) -> float:
+    """``eps`` in the unit of the cost."""
+    check_range("eps", eps, 0.0, math.inf, low_open=True, high_open=True)
+    if not relative:
+        return eps
+    mean = float(cost.detach()[cost < math.inf].mean())
+    if not 0 < mean < math.inf:
+        raise ValueError(f"eps: expected a positive mean cost to be relative to, got {mean:g}")
+    return eps * mean
 
 
 def _warn(error: float, tol: float, iterations: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from infotorch.core._autograd import first_order
 from infotorch.core._checks import check_range, check_tensor
+from infotorch.core._kernels import check_finite
 
 _CHUNK = 1 << 20  # projected points at a time
 
@@ -50,7 +51,8 @@ def wasserstein_1d(
 
     Raises:
         TypeError: An argument is not a floating tensor.
-        ValueError: Shapes that do not agree, negative weights, weights of different sums, ``p < 1``.
+        ValueError: Shapes that do not agree, values that are not finite, negative weights, weights of different sums,
+            ``p < 1``.
 
     >>> wasserstein_1d(torch.tensor([0.0, 1.0]), torch.tensor([5.0, 2.0]))
     tensor(3.)
@@ -100,7 +102,8 @@ def sliced_wasserstein(
 
     Raises:
         TypeError: An argument is not a floating tensor.
-        ValueError: Shapes that do not agree, negative weights, weights of different sums, ``p < 1``.
+        ValueError: Shapes that do not agree, values that are not finite, negative weights, weights of different sums,
+            ``p < 1``.
 
     Reference: N. Bonneel et al., 2015.
 
@@ -269,7 +272,7 @@ def _samples(name: str, x: object) -> Tensor:
         raise TypeError(f"{name}: expected a floating-point tensor, got {x.dtype}")
     if x.ndim == 0 or 0 in x.shape:
         raise ValueError(f"{name}: expected at least one point, got shape {tuple(x.shape)}")
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return check_finite(name, x if x.dtype in (torch.float32, torch.float64) else x.float())
 
 
 def _weights(a: Tensor | None, b: Tensor | None, n: int, m: int) -> tuple[Tensor | None, Tensor | None]:
