@@ -99,6 +99,136 @@ def _keepdim_shape(x: Tensor, dim: int | tuple[int, ...]) -> list[int]:
     return [1 if i in dims else n for i, n in enumerate(x.shape)]
 
 
+def segment_ids(*keys: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Number the distinct tuples of integer keys ``0, 1, ...`` in lexicographic order; -1 outside the mask.
+
+    With ``(trajectory, turn)`` as keys, the segment after a turn is the trajectory's next turn, if there is one. Shapes
+    are fixed (``unique`` would not compile).
+
+    Args:
+        keys: Integer tensors that broadcast to one shape, the most significant first.
+        mask: Boolean, of that shape: which entries to number.
+
+    Raises:
+        ValueError: No key.
+        TypeError: A key that holds no integers, a mask that is not boolean.
+
+    >>> turn = torch.tensor([[4, 4, 9], [9, 9, 4]])
+    >>> row = torch.arange(2).unsqueeze(1)
+    >>> segment_ids(row, turn, mask=turn.new_ones(2, 3, dtype=torch.bool))
+    tensor([[0, 0, 1],
+            [3, 3, 2]])
+    """
+    if not keys:
+        raise ValueError("keys: expected at least one tensor, got none")
+    for key in keys:
+        if key.is_floating_point() or key.dtype == torch.bool:
+            raise TypeError(f"keys: expected integers, got {key.dtype}")
+    keys = torch.broadcast_tensors(*keys)
+    shape, flat = keys[0].shape, [key.reshape(-1) for key in keys]
+    valid = torch.ones_like(flat[0], dtype=torch.bool)
+    if mask is not None:
+        valid = check_bool_mask("mask", mask, shape).reshape(-1)
+    order = torch.arange(valid.numel(), device=valid.device)
+    for key in (*reversed(flat), (~valid).to(torch.uint8)):  # least significant first; entries outside come last
+        order = order[key[order].sort(stable=True).indices]
+    starts = torch.zeros_like(valid)
+    for key in flat:
+        ordered = key[order]
+        starts[1:] |= ordered[1:] != ordered[:-1]
+    number = starts.to(torch.int64).cumsum(0)
+    return torch.where(valid, torch.empty_like(number).scatter_(0, order, number), -1).reshape(shape)
+
+
+def segment_sum(x: Tensor, segment: Tensor, size: int | None = None) -> Tensor:
+    """Sum of ``x`` over each segment, with gradient; entries of a negative segment may hold anything.
+
+    Args:
+        x: Any shape; half precision is summed in float32.
+        segment: Integers of that shape, below ``size``; negative where an entry belongs to none.
+        size: Number of segments; default: the number of entries, which always suffices and is known beforehand.
+
+    Returns:
+        Shape ``(size,)``, 0 for segments without an entry.
+
+    Raises:
+        ValueError: Shapes that differ.
+
+    >>> segment_sum(torch.tensor([1.0, 2.0, 4.0, float("nan")]), torch.tensor([0, 2, 0, -1]), 3)
+    tensor([5., 0., 2.])
+    """
+    if x.shape != segment.shape:
+        raise ValueError(f"segment: expected shape {tuple(x.shape)}, as x has, got {tuple(segment.shape)}")
+    size = segment.numel() if size is None else size
+    index = torch.where(segment >= 0, segment, size).reshape(-1)  # one slot more for what belongs to none
+    kept = zero_outside(x, segment >= 0).reshape(-1)
+    kept = kept.float() if kept.dtype in (torch.bfloat16, torch.float16) else kept
+    return kept.new_zeros(size + 1).index_add(0, index, kept)[:size]
+
+
+def segment_count(segment: Tensor, size: int | None = None) -> Tensor:
+    """Number of entries of each segment, int64 ``(size,)``; see :func:`segment_sum`.
+
+    >>> segment_count(torch.tensor([[0, 2], [0, -1]]), 3)
+    tensor([2, 0, 1])
+    """
+    return segment_sum(torch.ones_like(segment, dtype=torch.int64), segment, size)
+
+
+def segment_mean(x: Tensor, segment: Tensor, size: int | None = None) -> Tensor:
+    """Mean of ``x`` over each segment, with gradient; 0 for segments without an entry.
+
+    The mean entropy of every turn, say, with ``segment`` from :func:`segment_ids`; arguments as for
+    :func:`segment_sum`. :func:`segment_spread` takes it back to the entries.
+
+    Raises:
+        ValueError: Shapes that differ.
+
+    >>> segment_mean(torch.tensor([1.0, 2.0, 4.0, float("nan")]), torch.tensor([0, 2, 0, -1]), 3)
+    tensor([2.5000, 0.0000, 2.0000])
+    """
+    return segment_sum(x, segment, size) / segment_count(segment, size).clamp(min=1)
+
+
+def segment_spread(values: Tensor, segment: Tensor) -> Tensor:
+    """Every entry's segment's value, 0 (with gradient 0) where an entry belongs to none; the shape of ``segment``.
+
+    >>> segment_spread(torch.tensor([2.5, 0.0, 2.0]), torch.tensor([[0, 2], [0, -1]]))
+    tensor([[2.5000, 2.0000],
+            [2.5000, 0.0000]])
+    """
+    return zero_outside(values[segment.clamp(min=0)], segment >= 0)
+
+
+def masked_quantile(x: Tensor, mask: Tensor, q: float) -> Tensor:
+    """Quantile of the entries under the mask, with linear interpolation, fixed shapes and no limit on the size.
+
+    Args:
+        x: Any shape.
+        mask: Boolean, of the same shape.
+        q: In ``[0, 1]``; 0.5 is the median.
+
+    Returns:
+        Scalar, in float32 for half precision; NaN where the mask is empty, since there is no such value.
+
+    Raises:
+        ValueError: ``q`` out of range, a mask of another shape.
+        TypeError: ``mask`` is not boolean.
+
+    >>> masked_quantile(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False]), 0.5)
+    tensor(1.5000)
+    """
+    check_range("q", q, 0.0, 1.0)
+    valid = check_bool_mask("mask", mask, x.shape).reshape(-1)
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    ordered = torch.where(valid, x.reshape(-1), torch.inf).sort().values
+    last = (valid.sum() - 1).clamp(min=0)
+    position = torch.tensor(q, dtype=x.dtype, device=x.device) * last.to(x.dtype)
+    below = position.floor()
+    pair = ordered[torch.stack((below, torch.minimum(below + 1, last.to(x.dtype)))).long()]
+    return torch.where(valid.any(), torch.lerp(pair[0], pair[1], position - below), torch.nan)
+
+
 def aggregate(
     x: Tensor,
     mask: Tensor,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
+from infotorch.core.reduce import segment_ids
 from infotorch.losses.batch import TokenBatch, widen
 from infotorch.losses.registry import Part, register
 
@@ -27,10 +28,7 @@ def group_index(group: Tensor) -> Tensor:
     >>> group_index(torch.tensor([7, -3, 7]))
     tensor([1, 0, 1])
     """
-    ordered, order = group.sort(stable=True)
-    starts = torch.zeros_like(ordered)
-    starts[1:] = (ordered[1:] != ordered[:-1]).to(ordered.dtype)
-    return torch.empty_like(ordered).scatter_(0, order, starts.cumsum(0))
+    return segment_ids(group)
 
 
 def uniform_groups(rewards: Tensor, group: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from infotorch.core import distributed
 from infotorch.core._checks import check_bool_mask, check_choice, check_range
-from infotorch.core.reduce import masked_mean
+from infotorch.core.reduce import masked_mean, masked_quantile
 from infotorch.losses._select import Pool, lowest
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
 from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
@@ -76,7 +76,8 @@ def forking_mask(
     if threshold is not None:
         top = valid & (h >= threshold)
     elif method == "quantile":
-        top = valid & (h >= _quantile(h, valid, 1 - ratio))
+        # In float32, as the authors; without a valid token the quantile is NaN, which no entropy reaches.
+        top = valid & (h >= masked_quantile(h.float(), valid, 1 - ratio))
     else:
         # The authors' ceiling: a product that exceeds an integer by less than 1e-4 still counts as that integer.
         count = (valid.sum().double() * ratio + 0.9999).floor().clamp(min=1)
@@ -86,17 +87,6 @@ def forking_mask(
     elif select == "random":
         top = lowest(pool.draw(generator), valid, top.sum())
     return pool.own(top)
-
-
-def _quantile(x: Tensor, valid: Tensor, q: float) -> Tensor:
-    """Linear-interpolation quantile of the valid entries, in float32, with fixed shapes and no size limit."""
-    ordered = torch.where(valid, x.float(), torch.inf).sort().values
-    last = (valid.sum() - 1).clamp(min=0)
-    position = torch.tensor(q, dtype=torch.float32, device=x.device) * last.float()
-    below = position.floor()
-    pair = ordered[torch.stack((below, torch.minimum(below + 1, last.float()))).long()]
-    value = torch.lerp(pair[0], pair[1], position - below)
-    return torch.where(valid.any(), value, torch.inf)
 
 
 @register(

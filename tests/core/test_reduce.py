@@ -14,8 +14,14 @@ from infotorch.core.reduce import (
     aggregate,
     masked_count,
     masked_mean,
+    masked_quantile,
     masked_sum,
     masked_var,
+    segment_count,
+    segment_ids,
+    segment_mean,
+    segment_spread,
+    segment_sum,
     zero_outside,
 )
 
@@ -178,3 +184,104 @@ def test_masks_must_be_boolean():
     for function in (masked_sum, masked_mean, masked_var):
         with pytest.raises(TypeError, match=r"mask: expected a boolean tensor, got torch.int64"):
             function(torch.zeros(2), torch.ones(2, dtype=torch.long))
+
+
+@pytest.fixture
+def turns() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values, trajectory, turn and mask: turns that skip numbers, come back, are masked out, span two rows."""
+    x = torch.randn(4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    trajectory = torch.tensor([[9], [-2], [9], [4]])
+    turn = torch.tensor([[0, 0, 3, 3, 3, 0, 7], [5, 5, 5, 5, 5, 5, 5], [8, 8, 7, 7, 7, 9, 9], [1, 2, 2, 1, 1, 6, 6]])
+    mask = torch.rand(4, 7, generator=torch.Generator().manual_seed(4)) < 0.7
+    mask[3, 5:] = False
+    return x.masked_fill(~mask, NAN), trajectory, turn, mask
+
+
+def by_key(x: Tensor, trajectory: Tensor, turn: Tensor, mask: Tensor) -> dict[tuple[int, int], list[float]]:
+    found: dict[tuple[int, int], list[float]] = {}
+    for i, j in mask.nonzero().tolist():
+        found.setdefault((int(trajectory[i, 0]), int(turn[i, j])), []).append(float(x[i, j]))
+    return found
+
+
+def test_segments_equal_the_loop(turns):
+    x, trajectory, turn, mask = turns
+    segment = segment_ids(trajectory, turn, mask=mask)
+    groups = by_key(*turns)
+    assert (segment[~mask] == -1).all()
+    for i, j in mask.nonzero().tolist():
+        assert sorted(groups)[segment[i, j]] == (trajectory[i, 0], turn[i, j])
+    rest = [0.0] * (mask.numel() - len(groups))
+    wanted = [groups[key] for key in sorted(groups)]
+    assert segment_sum(x, segment).tolist() == pytest.approx([sum(v) for v in wanted] + rest)
+    assert segment_count(segment).tolist() == [len(v) for v in wanted] + rest
+    assert segment_mean(x, segment).tolist() == pytest.approx([sum(v) / len(v) for v in wanted] + rest)
+    assert len(segment_mean(x, segment, len(groups))) == len(groups)
+    spread = segment_spread(segment_mean(x, segment), segment)
+    for i, j in mask.nonzero().tolist():
+        values = groups[int(trajectory[i, 0]), int(turn[i, j])]
+        assert spread[i, j].item() == pytest.approx(sum(values) / len(values))
+    assert not spread[~mask].any()
+
+
+def test_segment_gradient(turns):
+    x, trajectory, turn, mask = turns
+    segment = segment_ids(trajectory, turn, mask=mask)
+    leaf = x.clone().requires_grad_()
+    weight = torch.randn(mask.numel(), dtype=torch.float64)
+    (grad,) = torch.autograd.grad((weight * segment_mean(leaf, segment)).sum(), leaf)
+    expected = weight[segment.clamp(min=0)] / segment_count(segment)[segment.clamp(min=0)]
+    torch.testing.assert_close(grad, torch.where(mask, expected, 0.0))
+    clean = x.masked_fill(~mask, 0.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: segment_spread(segment_mean(x, segment), segment), clean)
+
+
+def test_segments_in_half_precision_are_summed_in_float32():
+    segment = torch.zeros(4096, dtype=torch.long)
+    x = torch.full((4096,), 1.0, dtype=torch.bfloat16)
+    assert segment_sum(x, segment, 1).item() == 4096
+    assert segment_mean(x, segment, 1).dtype == torch.float32
+
+
+def test_segments_compile(turns):
+    x, trajectory, turn, mask = turns
+
+    def function(x: Tensor) -> Tensor:
+        segment = segment_ids(trajectory, turn, mask=mask)
+        return segment_spread(segment_mean(x, segment), segment)
+
+    torch.testing.assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x))
+
+
+def test_segments_of_nothing():
+    segment = segment_ids(torch.zeros(2, 3, dtype=torch.long), mask=torch.zeros(2, 3, dtype=torch.bool))
+    assert (segment == -1).all()
+    assert segment_mean(torch.full((2, 3), NAN), segment).tolist() == [0.0] * 6
+
+
+def test_segment_errors():
+    with pytest.raises(ValueError, match="keys: expected at least one tensor"):
+        segment_ids()
+    with pytest.raises(TypeError, match=r"keys: expected integers, got torch.float32"):
+        segment_ids(torch.zeros(2))
+    with pytest.raises(TypeError, match="mask: expected a boolean tensor"):
+        segment_ids(torch.zeros(2, dtype=torch.long), mask=torch.ones(2))
+    with pytest.raises(ValueError, match=r"segment: expected shape \(2, 3\), as x has, got \(2,\)"):
+        segment_mean(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.13, 0.5, 1.0])
+def test_masked_quantile_against_torch(batch, q):
+    x, mask = batch
+    torch.testing.assert_close(masked_quantile(x, mask, q), torch.quantile(x[mask], q))
+    one = torch.zeros_like(mask)
+    one[0, 2] = True
+    assert masked_quantile(x, one, q) == x[0, 2]
+
+
+def test_masked_quantile_of_nothing_and_of_nonsense(batch):
+    x, mask = batch
+    assert masked_quantile(x, torch.zeros_like(mask), 0.5).isnan()
+    assert masked_quantile(x.bfloat16(), mask, 0.5).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"q: expected a number in \[0, 1\], got 2"):
+        masked_quantile(x, mask, 2)
