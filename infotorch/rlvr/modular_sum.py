@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from infotorch.core import token_stats
@@ -90,7 +92,7 @@ def run_modular_sum(
                 "top_p_entropy": stats.top_p_entropy,
             }
             if batch is None:
-                frozen = {name: None if x is None else x.detach() for name, x in current.items()}
+                frozen: dict[str, Any] = {name: None if x is None else x.detach() for name, x in current.items()}
                 batch = recipe.prepare(
                     TokenBatch(
                         **frozen,
