@@ -5,6 +5,8 @@ Every function is the identity without an initialized process group, so callers 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +17,28 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+_alone = False
+
+
 def is_active() -> bool:
-    """Whether a default process group exists."""
-    return dist.is_available() and dist.is_initialized()
+    """Whether a default process group exists and is in use, see :func:`one_process`."""
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Within this context every function here behaves as in one process: for data gathered from all beforehand.
+
+    >>> with one_process():
+    ...     is_active()
+    False
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def world_size(group: ProcessGroup | None = None) -> int:

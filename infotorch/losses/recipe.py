@@ -165,22 +165,24 @@ class Recipe(nn.Module):
         """Shape rewards and form advantages, once per rollout batch of complete groups.
 
         Rows of another ``source`` keep their reward and advantage (0 where there is none yet). The batch's
-        ``entropy`` is also kept as ``old_entropy``.
+        ``entropy`` is also kept as ``old_entropy``. In evaluation mode no part takes note of the batch.
 
         Raises:
             ValueError: The batch lacks a field that a part needs here; the message names both.
         """
         parts = self.parts()
-        for part in parts:
-            part.start_rollout()
+        if self.training:
+            for part in parts:
+                part.start_rollout()
         if batch.old_entropy is None and batch.entropy is not None:
             batch = batch.replace(old_entropy=batch.entropy.detach())
         with torch.no_grad():
             shaped = self._shaped(batch)
         batch = batch.replace(**shaped)
-        with torch.no_grad():
-            for part in parts:
-                part.observe(_view(part, batch))
+        if self.training:
+            with torch.no_grad():
+                for part in parts:
+                    part.observe(_view(part, batch))
         return batch
 
     def _shaped(self, batch: TokenBatch) -> dict[str, Tensor]:
