@@ -205,8 +205,8 @@ def _cross_tree(queries: Tensor, x: Tensor, k: int, metric: str) -> tuple[Tensor
     from scipy.spatial import KDTree
 
     tree = KDTree(x.cpu().numpy(), leafsize=_LEAF)
-    found = tree.query(queries.cpu().numpy(), range(1, k + 1), p=torch.inf if metric == "max" else 2)
-    distances, indices = (torch.from_numpy(part).to(x.device) for part in found)
+    found = tree.query(queries.cpu().numpy(), k, p=torch.inf if metric == "max" else 2)
+    distances, indices = (torch.as_tensor(part).view(-1, k).to(x.device) for part in found)
     return distances, indices
 
 

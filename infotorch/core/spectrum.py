@@ -44,6 +44,7 @@ __all__ = [
     "effective_rank",
     "eigenspectrum",
     "fit_power_law",
+    "last_token_features",
     "lidar",
     "lidar_spectrum",
     "nesum",
@@ -147,6 +148,38 @@ def _inverse_scale(squares: Tensor, n: int, mean: Tensor) -> Tensor:
     """One over the root of each column's sum of squares; 0 for a constant column."""
     alive = squares > _CONSTANT**2 * n * mean.square()
     return torch.where(alive, torch.where(alive, squares, 1.0).rsqrt(), 0.0)
+
+
+def last_token_features(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Hidden state of each sequence's last token, wherever padding stands: what language models are measured by.
+
+    Args:
+        hidden: Shape ``(B, T, d)``, of the last layer after its final norm.
+        mask: Shape ``(B, T)``, True (or 1) on tokens, False on padding.
+
+    Returns:
+        Shape ``(B, d)``.
+
+    Raises:
+        TypeError: An argument is not a tensor.
+        ValueError: Shapes that do not match, a sequence without tokens.
+
+    Deviation: the authors' code takes the sum of the mask for the position, which is right for padding on the right.
+
+    >>> last_token_features(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[False, True, True]]))
+    tensor([[3.]])
+    """
+    check_tensor("hidden", hidden)
+    mask = check_tensor("mask", mask).bool()
+    if hidden.ndim != 3 or mask.shape != hidden.shape[:2] or hidden.numel() == 0:
+        raise ValueError(
+            f"hidden, mask: expected shapes (B, T, d) and (B, T), got {tuple(hidden.shape)} and {tuple(mask.shape)}"
+        )
+    if not bool(mask.any(1).all()):
+        raise ValueError(f"mask: expected a token in every sequence, got none in {int((~mask.any(1)).sum())} of them")
+    position = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, position, -1).amax(1).to(hidden.device)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
 def effective_rank(spectrum: Tensor, alpha: float = 1.0, *, eps: float = 0.0) -> Tensor:
@@ -360,7 +393,7 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-8) -> Tensor:
         eps: Added to every share.
 
     Returns:
-        0-d, float64.
+        0-d, float64; 1 where all objects are the same.
 
     Raises:
         TypeError: ``views`` is not a floating tensor.
@@ -372,7 +405,10 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-8) -> Tensor:
     >>> lidar(torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]]), eps=0.0)
     tensor(1., dtype=torch.float64)
     """
-    return effective_rank(lidar_spectrum(views, delta=delta), eps=eps)
+    spectrum = lidar_spectrum(views, delta=delta)
+    first = torch.zeros_like(spectrum)
+    first[0] = 1
+    return effective_rank(torch.where((spectrum > 0).any(), spectrum, first), eps=eps)
 
 
 def _warn_of_few(name: str, source: Source) -> None:

@@ -135,6 +135,46 @@ def test_against_dcor(shape):
             assert float(getattr(D, name)(x, y, **options)) == pytest.approx(expected, rel=1e-9), name
 
 
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_partial_against_dcor_and_dense_projections(exponent):
+    import dcor
+
+    z = normal(40, 2)
+    x, y = (z[:, 0] + normal(40, seed=1)).requires_grad_(), (normal(40, 2, seed=2) + z).requires_grad_()
+    a, b, c = (u_centered(distances(v, exponent)) for v in (x, y, z))
+    a, b = (m - (m * c).sum() / (c * c).sum() * c for m in (a, b))
+    covariance = (a * b).sum() / (40 * 37)
+    same(D.partial_distance_covariance(x, y, z, exponent=exponent), covariance, x, y)
+    cosine = (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()
+    same(D.partial_distance_correlation(x, y, z, exponent=exponent), cosine, x, y)
+    if exponent == 1:
+        arrays = [v.detach().numpy() for v in (x, y, z)]
+        assert covariance.item() == pytest.approx(dcor.partial_distance_covariance(*arrays), rel=1e-9)
+        assert cosine.item() == pytest.approx(dcor.partial_distance_correlation(*arrays), rel=1e-9)
+
+
+def test_partial_takes_a_common_cause_off():
+    z = normal(400)
+    x, y = z + 0.3 * normal(400, seed=1), z + 0.3 * normal(400, seed=2)
+    assert float(D.u_distance_correlation_sqr(x, y)) > 0.5
+    assert abs(float(D.partial_distance_correlation(x, y, z))) < 0.2
+    torch.testing.assert_close(D.partial_distance_correlation(x, y, 0 * z), D.u_distance_correlation_sqr(x, y))
+    leaf = x.clone().requires_grad_()
+    value = D.partial_distance_correlation(leaf, y, leaf.detach())
+    assert value == 0
+    assert bool(torch.autograd.grad(value, leaf)[0].isfinite().all())
+    groups = categories(400, 3)
+    shifted = D.partial_distance_correlation(x + 9 * groups, y + 9 * groups, groups)
+    assert float(shifted) < float(D.u_distance_correlation_sqr(x + 9 * groups, y + 9 * groups))
+
+
+def test_biased_correlation_of_wide_independent_samples():
+    x, y = normal(20, 500), normal(20, 500, seed=1)
+    with pytest.warns(UserWarning, match=r"20 points of 500 \+ 500 columns"):
+        assert float(D.distance_correlation_sqr(x, y)) > 0.9
+    assert abs(float(D.u_distance_correlation_sqr(x, y))) < 0.2
+
+
 def test_against_hyppo():
     from hyppo import independence
 

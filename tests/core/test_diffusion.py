@@ -30,7 +30,7 @@ from infotorch.core.diffusion_information import (
     spectral_clusters,
 )
 
-SATURATED = pytest.mark.filterwarnings("ignore:diffusion_spectral_entropy. saturated:UserWarning")
+SATURATED = pytest.mark.filterwarnings("ignore:diffusion_.*. saturated:UserWarning")
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -112,6 +112,13 @@ def test_saturation_is_said():
         diffusion_spectral_entropy(normal(40, 4), sigma=1e-3)
     with pytest.warns(UserWarning, match="all points as one of 40.; a smaller sigma"):
         diffusion_spectral_entropy(normal(40, 4), sigma=1e4)
+
+    with pytest.warns(UserWarning, match="every point for itself of 200.; a larger sigma"):
+        diffusion_spectral_entropy(normal(200, 4), sigma=1e-3, method="lanczos")
+    with pytest.warns(
+        UserWarning, match=r"diffusion_mutual_information: saturated \(the kernel sees all points as one"
+    ):
+        diffusion_mutual_information(normal(40, 4), torch.arange(40) % 2, sigma=1e4)
 
 
 def test_powers_neither_underflow_nor_count_the_sign():
@@ -195,6 +202,37 @@ def test_estimate_is_within_a_thousandth(x, sigma):
         estimate = diffusion_entropy_estimate(x.to(dtype), sigma=sigma, seed=seed)
         assert abs(float(estimate.value - exact)) < 1e-3 * max(1.0, float(exact))
         assert float(estimate.error) < 3e-3
+
+
+def torus(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Points on a grid of a torus, and the spectrum of their random walk at sigma 1 by discrete Fourier transforms."""
+    circles, spectra = [], []
+    for count in (rows, columns):
+        angle = 2 * math.pi * torch.arange(count, dtype=torch.float64) / count
+        circle = 3 * torch.stack((angle.cos(), angle.sin()), 1)
+        row = torch.exp(-(circle - circle[0]).square().sum(1) / 2)
+        circles.append(circle)
+        spectra.append(torch.fft.fft(row).real / row.sum())  # equal degrees: the kernel is a product of circulants
+    x = torch.cat((circles[0].repeat_interleave(columns, 0), circles[1].repeat(rows, 1)), 1)
+    return x, torch.outer(*spectra).flatten().sort(descending=True).values
+
+
+def test_spectrum_of_a_torus():
+    x, spectrum = torus(12, 20)
+    torch.testing.assert_close(diffusion_spectrum(x, sigma=1.0), spectrum, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("t", "tile"), [(1.0, None), (1.0, 2048), (3.0, None)])
+@pytest.mark.slow
+def test_ten_thousand_points_with_a_known_spectrum(t, tile):
+    x, spectrum = torus(100, 101)
+    exact = float(spectral_entropy(spectrum, t))
+    for operator in ("official", "anisotropic"):  # of one density: the same
+        estimate = diffusion_entropy_estimate(x.float(), sigma=1.0, t=t, tile=tile, operator=operator)
+        assert abs(float(estimate.value) - exact) < max(1e-3, 2 * float(estimate.error))
+        assert float(estimate.error) < 0.02
+    few = diffusion_spectral_entropy(x, sigma=1.0, t=t, max_n=1000)
+    assert float(few) == pytest.approx(exact, abs=0.1)
 
 
 @pytest.mark.parametrize("options", [{"t": 0.5}, {"t": 3.0}, {"operator": "anisotropic"}, {"kernel": "knn", "k": 10}])

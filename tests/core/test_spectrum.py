@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from infotorch.core.rank_phases import rank_phases
 from infotorch.core.spectrum import (
     Moments,
     alpha_req,
     effective_rank,
     eigenspectrum,
     fit_power_law,
+    last_token_features,
     lidar,
     lidar_spectrum,
     nesum,
@@ -193,6 +195,43 @@ def test_lidar_against_scipy():
     expected = scipy.linalg.eigh(between, within, eigvals_only=True)[::-1].copy()
     torch.testing.assert_close(lidar_spectrum(views), torch.from_numpy(expected))
     assert torch.autograd.gradcheck(lidar, normal(5, 3, 2).requires_grad_())
+
+
+def test_last_token_wherever_padding_stands():
+    hidden = normal(4, 5, 3)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 1, 0]])
+    expected = torch.stack([hidden[row, last] for row, last in enumerate((2, 4, 4, 3))])
+    for marks in (mask, mask.bool()):
+        assert torch.equal(last_token_features(hidden, marks), expected)
+    with pytest.raises(ValueError, match="expected a token in every sequence, got none in 1"):
+        last_token_features(hidden, mask * torch.tensor([[1], [1], [0], [1]]))
+    with pytest.raises(ValueError, match=r"expected shapes \(B, T, d\) and \(B, T\), got \(4, 5\)"):
+        last_token_features(hidden[..., 0], mask)
+
+
+def test_phases_of_rank():
+    down, up = [10.0, 9.0, 7.0, 6.0, 5.0], [5.0, 6.0, 8.0, 9.0, 9.2]
+    constant = rank_phases([5.0, 5.1, 5.0, 4.9, 5.0])
+    assert (constant.minimum, constant.maximum, constant.compressing) == (None, None, False)
+    collapse = rank_phases(down + [5.0] * 4, window=1)
+    assert (collapse.minimum, collapse.maximum) == (4, None)
+    both = rank_phases(down + up, window=1)
+    assert (both.minimum, both.maximum, both.compressing) == (4, 9, False)
+    three = rank_phases(torch.tensor(down + up + [9.0, 8.0, 7.0]), window=1)
+    assert (three.minimum, three.maximum, three.compressing) == (4, 9, True)
+    assert rank_phases([5.0, 7.0, 9.0, 12.0], window=1).minimum is None  # only rises
+    late = rank_phases([5.0, 7.0, 9.0, 6.0, 5.0, 8.0], window=1)
+    assert (late.minimum, late.maximum) == (4, 5)
+    outlier = rank_phases([*down, 50.0, *up], window=5)
+    assert outlier.smoothed.max() < math.log(11)
+    expected = np.median(np.log([10.0, 9.0, 7.0])), np.median(np.log(down))
+    assert outlier.smoothed[0] == pytest.approx(expected[0])
+    assert outlier.smoothed[2] == pytest.approx(expected[1])
+    for bad, message in (([], "positive numbers"), ([1.0, 0.0], "positive numbers"), ([math.nan], "finite")):
+        with pytest.raises(ValueError, match=f"ranks: expected {message}"):
+            rank_phases(bad)
+    with pytest.raises(ValueError, match="window: expected an odd number, got 4"):
+        rank_phases([1.0], window=4)
 
 
 def test_spectrum_errors():

@@ -177,6 +177,25 @@ def test_annealing_and_warm_start_save_iterations():
     assert warm.iterations < cold.iterations
 
 
+def test_relative_strength():
+    cost, a, b = problem()
+    cost[0, 0] = math.inf  # not part of the mean
+    mean = float(cost[cost < math.inf].mean())
+    found = T.sinkhorn(cost, a, b, eps=0.1, relative=True)
+    assert found.eps == pytest.approx(0.1 * mean)
+    torch.testing.assert_close(found.plan, T.sinkhorn(cost, a, b, eps=0.1 * mean).plan)
+    x, y = normal(5, 2).requires_grad_(), normal(6, 2, seed=1)
+    for c in (1.0, 100.0):
+        scaled = T.sinkhorn_divergence(c * x, c * y, eps=0.2, relative=True)
+        torch.testing.assert_close(scaled, c**2 * T.sinkhorn_divergence(x, y, eps=0.2, relative=True))
+    absolute = T.sinkhorn_divergence(x, y, eps=0.2 * float(squared(x, y).mean().detach()))
+    relative = T.sinkhorn_divergence(x, y, eps=0.2, relative=True)
+    ours, theirs = (torch.autograd.grad(value, x)[0] for value in (relative, absolute))
+    torch.testing.assert_close(ours, theirs)
+    with pytest.raises(ValueError, match="eps: expected a positive mean cost to be relative to, got 0"):
+        T.sinkhorn(torch.zeros(3, 3), eps=0.1, relative=True)
+
+
 def test_small_eps_approaches_the_exact_plan():
     cost, a, b = problem()
     exact = T.exact_transport(cost, a, b)

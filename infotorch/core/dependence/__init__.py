@@ -10,6 +10,7 @@ from infotorch.core.dependence.distance import (
 )
 from infotorch.core.dependence.joint import ccdcov_sqr, group_js_divergence, jdcov_sqr, u_ccdcov_sqr, u_jdcov_sqr
 from infotorch.core.dependence.kernel import hsic, mmd_sqr, u_hsic, u_mmd_sqr
+from infotorch.core.dependence.partial import partial_distance_correlation, partial_distance_covariance
 from infotorch.core.dependence.permutation import PermutationTest, independence_test, two_sample_test
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "independence_test",
     "jdcov_sqr",
     "mmd_sqr",
+    "partial_distance_correlation",
+    "partial_distance_covariance",
     "two_sample_test",
     "u_ccdcov_sqr",
     "u_distance_correlation_sqr",

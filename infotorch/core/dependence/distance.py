@@ -35,6 +35,8 @@ Deviations from ``dcor``:
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -120,12 +122,18 @@ def distance_correlation_sqr(x: Tensor, y: Tensor, *, exponent: float = 1.0, wei
     rotations and scale of either variable; 0 where one of them is constant. Arguments, result and errors are those of
     :func:`distance_covariance_sqr`.
 
-    Reference: G. Székely et al., 2007, arXiv:0803.4101.
+    Warns:
+        UserWarning: The variables have more columns together than there are points. With the number of points held, the
+            value tends to 1 as columns are added, dependent or not; :func:`u_distance_correlation_sqr` does not.
+
+    Reference: G. Székely et al., 2007, arXiv:0803.4101; G. Székely and M. Rizzo, "The distance correlation t-test of
+    independence in high dimension", 2013.
 
     >>> distance_correlation_sqr(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 3.0, -1.0]))
     tensor(1.)
     """
     a, b, w = _prepare(x, y, exponent, weights)
+    _warn_of_width(a, b)
     both = pair_means(a, b, w)
     own = [v_statistic(PairMeans(v.own_product(w), m, m), w) for v, m in ((a, both.x), (b, both.y))]
     return _correlation(v_statistic(both, w), *own).to(result_dtype(x, y))
@@ -191,6 +199,16 @@ def _prepare(x: Tensor, y: Tensor, exponent: float, weights: Tensor | None) -> t
     a, b = as_variable("x", x, exponent), as_variable("y", y, exponent)
     check_lengths(x=a, y=b)
     return a, b, as_weights(weights, a)
+
+
+def _warn_of_width(x: Variable, y: Variable) -> None:
+    columns = [0 if v.points is None else v.points.shape[1] for v in (x, y)]
+    if max(columns) > 1 and sum(columns) > len(x):
+        warnings.warn(
+            f"distance_correlation: {len(x)} points of {columns[0]} + {columns[1]} columns; the biased correlation "
+            "tends to 1 with the number of columns (u_distance_correlation_sqr does not)",
+            stacklevel=3,
+        )
 
 
 def _correlation(covariance: Tensor, x_variance: Tensor, y_variance: Tensor) -> Tensor:
