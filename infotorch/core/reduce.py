@@ -200,30 +200,34 @@ def segment_spread(values: Tensor, segment: Tensor) -> Tensor:
     return zero_outside(values[segment.clamp(min=0)], segment >= 0)
 
 
-def masked_quantile(x: Tensor, mask: Tensor, q: float) -> Tensor:
-    """Quantile of the entries under the mask, with linear interpolation, fixed shapes and no limit on the size.
+def masked_quantile(x: Tensor, mask: Tensor, q: float, *, interpolation: str = "linear") -> Tensor:
+    """Quantile of the entries under the mask, as ``torch.quantile``, with fixed shapes and no limit on the size.
 
     Args:
         x: Any shape.
         mask: Boolean, of the same shape.
         q: In ``[0, 1]``; 0.5 is the median.
+        interpolation: ``"linear"``, or ``"nearest"``: the entry of rank ``q * (n - 1)``, rounded half to even.
 
     Returns:
         Scalar, in float32 for half precision; NaN where the mask is empty, since there is no such value.
 
     Raises:
-        ValueError: ``q`` out of range, a mask of another shape.
+        ValueError: ``q`` out of range, unknown interpolation, a mask of another shape.
         TypeError: ``mask`` is not boolean.
 
     >>> masked_quantile(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False]), 0.5)
     tensor(1.5000)
     """
     check_range("q", q, 0.0, 1.0)
+    check_choice("interpolation", interpolation, ("linear", "nearest"))
     valid = check_bool_mask("mask", mask, x.shape).reshape(-1)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     ordered = torch.where(valid, x.reshape(-1), torch.inf).sort().values
     last = (valid.sum() - 1).clamp(min=0)
     position = torch.tensor(q, dtype=x.dtype, device=x.device) * last.to(x.dtype)
+    if interpolation == "nearest":
+        return torch.where(valid.any(), ordered[position.round().long()], torch.nan)
     below = position.floor()
     pair = ordered[torch.stack((below, torch.minimum(below + 1, last.to(x.dtype)))).long()]
     return torch.where(valid.any(), torch.lerp(pair[0], pair[1], position - below), torch.nan)

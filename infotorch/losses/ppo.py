@@ -77,21 +77,31 @@ def bounded(log_ratio: Tensor, bound: float | None) -> Tensor:
     return log_ratio if bound is None else log_ratio.clamp(-bound, bound)
 
 
+def _between(x: Tensor, low: Any, high: Any) -> Tensor:
+    return x.clamp(low, high)
+
+
 def clipped_surrogate(
     log_ratio: Tensor,
     batch: TokenBatch,
     *,
-    clip_low: float,
-    clip_high: float,
+    clip_low: float | Tensor,
+    clip_high: float | Tensor,
     dual_clip: float | None = None,
     ratio_cap: float | None = None,
+    within: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Per-token clipped loss for ratios ``exp(log_ratio)`` (``(B, T)``, or ``(B, 1)`` one a row), and metrics."""
+    """Per-token clipped loss for ratios ``exp(log_ratio)`` (``(B, T)``, or ``(B, 1)`` one a row), and metrics.
+
+    The widths may be tensors, one for all tokens or one each (both or none). ``within`` replaces the clipped ratio,
+    for a method that gives it another gradient.
+    """
     assert batch.advantages is not None
     advantages = batch.advantages
     ratio = log_ratio.exp()
+    low, high = 1 - clip_low, 1 + clip_high
     free = -advantages * (ratio if ratio_cap is None else ratio.clamp(max=ratio_cap))
-    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    clipped = -advantages * (_between(ratio, low, high) if within is None else within)
     loss = torch.maximum(free, clipped)
     lower = torch.zeros_like(batch.mask)
     if dual_clip is not None:
@@ -99,7 +109,7 @@ def clipped_surrogate(
         lower = (loss > ceiling) & (advantages < 0)
         loss = torch.where(advantages < 0, torch.minimum(loss, ceiling), loss)
     seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
-    outside = ((seen < 1 - clip_low) & (advantages < 0)) | ((seen > 1 + clip_high) & (advantages > 0))
+    outside = ((seen < low) & (advantages < 0)) | ((seen > high) & (advantages > 0))
     if ratio.shape[1] == 1:  # one ratio a row: count rows, empty ones too
         region = outside.any(1).to(loss.dtype).mean()
     else:

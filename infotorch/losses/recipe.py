@@ -13,7 +13,7 @@ from infotorch.core._checks import check_choice, did_you_mean
 from infotorch.losses import registry
 from infotorch.losses.batch import ON_POLICY, LossOutput, TokenBatch
 from infotorch.losses.ppo import AggregationLike
-from infotorch.losses.registry import Part
+from infotorch.losses.registry import Part, Temperatures
 
 Spec = str | Mapping[str, Any] | Part
 
@@ -151,6 +151,21 @@ class Recipe(nn.Module):
                     )
         return found
 
+    def sampling_temperature(self, base: float) -> float | Temperatures:
+        """Temperature of the next rollout: ``base``, or a function from logits ``(N, V)`` to temperatures ``(N,)``.
+
+        Raises:
+            ValueError: Two parts ask for one.
+
+        >>> recipe("grpo").sampling_temperature(0.7)
+        0.7
+        """
+        asked = {part.info.name: part.sampling_temperature(base) for part in self.parts()}
+        rules = {name: rule for name, rule in asked.items() if rule is not None}
+        if len(rules) > 1:
+            raise ValueError(f"recipe: expected one part that sets temperatures, got {' and '.join(rules)}")
+        return next(iter(rules.values()), base)
+
     def get_extra_state(self) -> dict[str, Any]:
         """Which recipe this is, so that a checkpoint cannot be continued with another one."""
         return {"recipe": _comparable(self.to_dict())}
@@ -219,6 +234,22 @@ class Recipe(nn.Module):
             metrics.update(added.metrics)
         metrics["loss"] = loss.detach()
         return LossOutput(loss, per_token, metrics)
+
+    @property
+    def sees_step(self) -> bool:
+        """Whether some part wants :meth:`before_step`."""
+        return any(part.sees_step for part in self.parts())
+
+    @torch.no_grad()
+    def before_step(self, batch: TokenBatch) -> None:
+        """To be called before an optimizer step that is cut into micro-batches, where :attr:`sees_step` holds.
+
+        Args:
+            batch: All rows of the step, with ``log_probs`` and entropies of the current policy.
+        """
+        for part in self.parts():
+            if part.sees_step:
+                part.before_step(_view(part, batch))
 
     def after_step(self) -> None:
         """To be called after every optimizer step, for parts that run a controller."""

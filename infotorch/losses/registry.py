@@ -15,6 +15,7 @@ from infotorch.losses.batch import ON_POLICY, TokenBatch
 
 KINDS = ("reward", "advantage", "policy", "regularizer")
 F = TypeVar("F", bound=Callable[..., Any])
+Temperatures = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,27 @@ class Part(nn.Module):
         The batch holds the complete groups of this process and everything the recipe was given, before any update.
         """
 
+    @property
+    def sees_step(self) -> bool:
+        """Whether :meth:`before_step` is wanted; it costs a forward pass without gradient."""
+        return False
+
+    def before_step(self, batch: TokenBatch) -> None:
+        """Called before an optimizer step that is cut into micro-batches, with all its rows under the current policy.
+
+        Only where :attr:`sees_step` holds.
+        """
+
     def after_step(self) -> None:
         """Called once after every optimizer step; parts with a controller override it."""
 
     def token_options(self) -> Mapping[str, Any]:
         """Options of :func:`infotorch.core.token_stats` that a trainer should use for this part."""
         return {}
+
+    def sampling_temperature(self, base: float) -> Temperatures | None:
+        """Temperatures ``(N,)`` of the next rollout's decoding steps from their logits ``(N, V)``; None: ``base``."""
+        return None
 
     def extra_repr(self) -> str:
         """Options that were set."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from infotorch.core import token_stats
-from infotorch.losses import Recipe, TokenBatch
+from infotorch.losses import LossOutput, Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
 from infotorch.rlvr.metrics import TrainingHistory
 from infotorch.rlvr.responses import each
@@ -43,15 +43,16 @@ def run_modular_sum(
 
     Returns:
         One row per step with ``reward`` (mean of its samples), ``entropy`` (exact, nats per token, before the
-        update) and the first update's ``loss``; a last row with ``reward``, ``entropy`` and ``distinct`` (mean number
-        of different correct answers per prompt in ``final_samples``).
+        update), the first update's ``loss`` and the loss's metrics as ``loss/<name>`` (mean over the updates); a last
+        row with ``reward``, ``entropy`` and ``distinct`` (mean number of different correct answers per prompt in
+        ``final_samples``).
 
     Raises:
         ValueError: If a count is not positive.
 
     Example:
         >>> history = run_modular_sum("grpo", steps=2, final_samples=8)
-        >>> sorted(history.names())
+        >>> [name for name in sorted(history.names()) if "/" not in name]
         ['distinct', 'entropy', 'loss', 'reward']
     """
     for name, value in {
@@ -77,13 +78,14 @@ def run_modular_sum(
     turn = (torch.arange(task.length) // 2).expand_as(mask)
     index = (torch.arange(task.prompts)[:, None, None], torch.arange(task.length))
     for step in range(steps):
-        tokens = policy.sample(samples, generator)
+        tokens = policy.sample(samples, generator, recipe.sampling_temperature(1.0))
         rewards = task.reward(tokens)
         history.append(step, reward=float(rewards.mean()), entropy=policy.mean_entropy())
         state = task.states(tokens)[..., :-1]
         ref_log_probs = start[(*index, state, tokens)] - reference[(*index, state)]
         batch: TokenBatch | None = None
-        for epoch in range(epochs):
+        outputs: list[LossOutput] = []
+        for _ in range(epochs):
             stats = each(token_stats(policy(tokens), tokens, **recipe.token_options), lambda x: x.flatten(0, 1))
             assert stats.log_probs is not None
             current = {
@@ -111,8 +113,10 @@ def run_modular_sum(
             optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
             optimizer.step()
-            if epoch == 0:
-                history.append(step, loss=float(output.loss.detach()))
+            recipe.after_step()
+            outputs.append(output)
+        metrics = {f"loss/{k}": float(torch.stack([o.metrics[k] for o in outputs]).mean()) for k in outputs[0].metrics}
+        history.append(step, loss=float(outputs[0].loss.detach()), **metrics)
     tokens = policy.sample(final_samples, generator)
     history.append(
         steps,

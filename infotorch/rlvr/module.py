@@ -40,7 +40,8 @@ class RLVRModule(LightningModule):
         recipe: A `Recipe`, the name of one (``"grpo"``, ``"clip_cov"`` ...), or a mapping for
             ``Recipe.from_dict``.
         samples: Responses per prompt (the group of GRPO).
-        temperature: Sampling temperature; the policy that is trained is the one at this temperature.
+        temperature: Sampling temperature; the policy that is trained is the one at this temperature. A recipe that
+            sets temperatures of its own (``"hapo"``) does so around this one, and not at evaluation.
         top_p, top_k: Truncation while sampling. The loss uses the untruncated policy.
         max_new_tokens: Response budget; by default what the task needs and the end token.
         epochs: Passes over a rollout batch.
@@ -50,7 +51,9 @@ class RLVRModule(LightningModule):
         lr: Learning rate of Adam.
         grad_clip: Largest gradient norm; None switches clipping off.
         old_log_probs: ``"recompute"`` them with the training forward pass, or take those of the ``"sampler"``
-            (equal up to rounding for `HFSampler`, and cheaper).
+            (equal up to rounding for `HFSampler`, and cheaper). Where the recipe sets temperatures of its own, the
+            sampler's are those of the tempered policy that sampled, and make the ratios exact; recomputed ones
+            ignore the difference.
         fused_head: Compute token statistics from hidden states and the output weight, never holding the
             ``[N, V]`` logits. Only for models whose logits are exactly ``hidden @ weight.T + bias``.
         reference: Frozen model for recipes that need ``ref_log_probs``.
@@ -64,7 +67,8 @@ class RLVRModule(LightningModule):
         seed: Seed of all random draws; torch's global generator is seeded with it when training starts.
 
     Raises:
-        ValueError: If an option is out of range, or the recipe needs a reference model and there is none.
+        ValueError: If an option is out of range, the recipe needs a reference model and there is none, or it sets
+            temperatures and the sampler cannot.
 
     Example:
         >>> from infotorch.nn import TinyDecoder
@@ -134,6 +138,12 @@ class RLVRModule(LightningModule):
         self.sampler = sampler or HFSampler(
             model, pad_token_id=task.codec.pad_id, stop_token_ids={task.codec.eos_id}, decode=task.codec.decode
         )
+        self._tempered = callable(recipe.sampling_temperature(temperature))
+        if self._tempered and "temperatures" not in self.sampler.capabilities:
+            raise ValueError(
+                "sampler: this recipe sets a temperature for every token, which needs the capability 'temperatures'; "
+                f"got {sorted(self.sampler.capabilities)}"
+            )
         self.eval_problems, self.eval_every, self.eval_samples = list(eval_problems), eval_every, eval_samples
         self.eval_k = eval_samples if eval_k is None else eval_k
         self.history = TrainingHistory()
@@ -168,11 +178,12 @@ class RLVRModule(LightningModule):
         if not len(batch.problems):
             raise ValueError("batch: expected at least one prompt, got none")
         prompts = [self.task.prompt(problem) for problem in batch.problems]
-        extra: dict[str, Any] = {"prompt_ids": batch.ids} if isinstance(self.sampler, HFSampler) else {}
+        extra: dict[str, Any] = {"temperature": self.recipe.sampling_temperature(self.temperature)}
+        if isinstance(self.sampler, HFSampler):
+            extra["prompt_ids"] = batch.ids
         rollouts = self.sampler.generate(
             prompts,
             self.samples,
-            temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             max_new_tokens=self.max_new_tokens,
@@ -195,17 +206,18 @@ class RLVRModule(LightningModule):
     def token_batch(self, responses: ResponseBatch) -> TokenBatch:
         """The complete record of a rollout batch, before any update."""
         needs = self.recipe.required
-        old, entropy, nucleus = responses.log_probs, responses.entropies, None
-        if self.old_log_probs == "recompute" or "top_p_entropy" in needs:
+        current, entropy, nucleus = responses.log_probs, responses.entropies, None
+        if self.old_log_probs == "recompute" or "top_p_entropy" in needs or self._tempered:
             stats = self._frozen_stats(self.model, responses)
-            old, entropy, nucleus = stats.log_probs, stats.entropy, stats.top_p_entropy
-        assert old is not None
+            current, entropy, nucleus = stats.log_probs, stats.entropy, stats.top_p_entropy
+        assert current is not None
+        old = responses.log_probs if self._tempered and self.old_log_probs == "sampler" else current
         ref = None
         if "ref_log_probs" in needs and self.reference is not None:
             ref = self._frozen_stats(self.reference, responses).log_probs
         rows = torch.arange(len(responses), device=old.device)
         return TokenBatch(
-            log_probs=old,
+            log_probs=current,
             mask=responses.mask,
             old_log_probs=old,
             entropy=entropy,
@@ -244,14 +256,14 @@ class RLVRModule(LightningModule):
         mask = responses.select(rows).mask
         num_tokens, num_sequences = dist.all_reduce_sum(torch.stack((mask.sum(), mask.any(1).sum())))
         whole = batch.replace(num_tokens=num_tokens, num_sequences=num_sequences, world_size=dist.world_size())
+        if self.recipe.sees_step and self.micro_batch is not None:
+            stats = self._frozen_stats(self.model, responses.select(rows))
+            self.recipe.before_step(_at(whole, rows, stats))
         optimizer.zero_grad(set_to_none=True)
         outputs = []
         for part in rows.split(self.micro_batch or len(rows)):
             stats = self._stats(self.model, responses.select(part))
-            own = whole.select(part.to(batch.mask.device)).replace(
-                log_probs=stats.log_probs, entropy=stats.entropy, top_p_entropy=stats.top_p_entropy
-            )
-            outputs.append(self.recipe(own))
+            outputs.append(self.recipe(_at(whole, part, stats)))
             self.manual_backward(outputs[-1].loss)
         if self.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
@@ -370,6 +382,13 @@ class RLVRModule(LightningModule):
         self.rollout_step = state["rollout_step"]
         self.history = TrainingHistory([dict(row) for row in state["history"]])
         self._random_states = state["random_states"]
+
+
+def _at(batch: TokenBatch, rows: Tensor, stats: TokenStats) -> TokenBatch:
+    """The given rows of a rollout batch under the current policy."""
+    return batch.select(rows.to(batch.mask.device)).replace(
+        log_probs=stats.log_probs, entropy=stats.entropy, top_p_entropy=stats.top_p_entropy
+    )
 
 
 def _task_reward(task: Task[Any]) -> RewardFunction:

@@ -23,13 +23,16 @@ from infotorch.rollout.records import Rollouts
 
 __all__ = ["HFSampler", "Sampler"]
 
+Temperatures = Callable[[Tensor], Tensor]
+
 
 @runtime_checkable
 class Sampler(Protocol):
     """What every generation engine offers; the training loop and the tree samplers rely on nothing else.
 
     ``capabilities`` is a subset of ``{"full_entropy", "topk_logprobs", "hidden_last", "prefix_reuse",
-    "stop_strings"}``. Same seed, same inputs and same engine give the same tokens.
+    "stop_strings", "temperatures"}``; the last one means that ``temperature`` may also be a function from the logits
+    ``[N, V]`` of a decoding step to temperatures ``[N]``. Same seed, same inputs and same engine give the same tokens.
     """
 
     capabilities: frozenset[str]
@@ -99,7 +102,9 @@ class HFSampler:
     stop_token_ids: Iterable[int] = ()
     decode: Callable[[list[int]], str] | None = None
     compact_fraction: float = 0.125
-    capabilities: frozenset[str] = field(default=frozenset({"full_entropy", "hidden_last", "stop_strings"}), init=False)
+    capabilities: frozenset[str] = field(
+        default=frozenset({"full_entropy", "hidden_last", "stop_strings", "temperatures"}), init=False
+    )
 
     def __post_init__(self) -> None:
         self.stop_token_ids = frozenset(int(token) for token in self.stop_token_ids)
@@ -114,7 +119,7 @@ class HFSampler:
         prompts: Sequence[Tensor],
         n: int | Sequence[int] = 1,
         *,
-        temperature: float = 1.0,
+        temperature: float | Temperatures = 1.0,
         top_p: float = 1.0,
         top_k: int = -1,
         max_new_tokens: int | Sequence[int] = 32,
@@ -128,7 +133,8 @@ class HFSampler:
         Args:
             prompts: Ragged 1-D int64 tensors without padding; a prompt may contain a generated prefix.
             n: Samples per prompt, one number or one per prompt.
-            temperature: Divides the logits; 0 takes the most likely token.
+            temperature: Divides the logits; 0 takes the most likely token. Or a function from the undivided float32
+                logits ``[N, V]`` of a decoding step to positive temperatures ``[N]`` (before top-p and top-k).
             top_p: Nucleus mass in (0, 1].
             top_k: Number of most likely tokens to sample from; -1 for all.
             max_new_tokens: Token budget per row, one number or one per prompt.
@@ -239,7 +245,7 @@ class HFSampler:
         running: _Running,
         cache: Any,
         seed: int,
-        temperature: float,
+        temperature: float | Temperatures,
         top_p: float,
         top_k: int,
         steps: int,
@@ -253,11 +259,13 @@ class HFSampler:
         stopped = torch.zeros(rows, dtype=torch.bool, device=device)
         stop_tokens = torch.tensor(sorted(self.stop_token_ids), dtype=torch.long, device=device)
         alive = torch.ones(rows, dtype=torch.bool, device=device)  # of the running rows
-        scale = temperature if temperature > 0 else 1.0
+        scale = 1.0 if callable(temperature) or temperature == 0 else temperature
         prompt_width = cache.get_seq_length()
 
         for step in range(steps):
             logits = running.logits.float()
+            if callable(temperature):
+                logits = logits / temperature(logits).unsqueeze(-1)
             stats = token_stats(logits, temperature=scale)
             if temperature == 0:
                 token = logits.argmax(-1)
@@ -316,7 +324,7 @@ def _per_prompt(name: str, value: int | Sequence[int], prompts: int) -> list[int
     return values
 
 
-def _check_options(prompts: Sequence[Tensor], temperature: float, top_p: float, top_k: int) -> None:
+def _check_options(prompts: Sequence[Tensor], temperature: float | Temperatures, top_p: float, top_k: int) -> None:
     if not len(prompts):
         raise ValueError("prompts: expected at least one prompt, got an empty list")
     for index, prompt in enumerate(prompts):
@@ -325,7 +333,7 @@ def _check_options(prompts: Sequence[Tensor], temperature: float, top_p: float, 
                 f"prompts: expected non-empty 1-D integer tensors, prompt {index} has shape {tuple(prompt.shape)} "
                 f"and dtype {prompt.dtype}"
             )
-    if not 0.0 <= temperature < float("inf"):
+    if not callable(temperature) and not 0.0 <= temperature < float("inf"):
         raise ValueError(f"temperature: expected a finite number >= 0 (0 is greedy), got {temperature}")
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p: expected a number in (0, 1], got {top_p}")

@@ -279,6 +279,15 @@ def test_masked_quantile_against_torch(batch, q):
     assert masked_quantile(x, one, q) == x[0, 2]
 
 
+@pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_masked_quantile_takes_the_nearest_entry(batch, q):
+    x, mask = batch
+    assert masked_quantile(x, mask, q, interpolation="nearest") == torch.quantile(x[mask], q, interpolation="nearest")
+    values = torch.arange(4.0)  # ranks 0.5 and 1.5 round half to even
+    assert masked_quantile(values, values < 2, 0.5, interpolation="nearest") == 0.0
+    assert masked_quantile(values, values < 4, 0.5, interpolation="nearest") == 2.0
+
+
 def test_masked_quantile_of_nothing_and_of_nonsense(batch):
     x, mask = batch
     assert masked_quantile(x, torch.zeros_like(mask), 0.5).isnan()

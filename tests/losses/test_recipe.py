@@ -204,6 +204,31 @@ def test_hooks_of_a_rollout_batch() -> None:
     assert r.token_options == {"top_p": 0.5}
 
 
+def test_hooks_of_an_optimizer_step_and_of_sampling() -> None:
+    class Watching(Recorder):
+        sees_step = True
+
+        def before_step(self, batch: TokenBatch) -> None:
+            self.calls.append(batch)
+
+        def sampling_temperature(self, base: float):
+            return lambda logits: base * torch.ones(len(logits))
+
+    watching, batch = Watching(), rollout()
+    r = Recipe("ppo", advantage="grpo", regularizers=[watching])
+    assert r.sees_step
+    assert not recipe("grpo").sees_step
+    r.before_step(batch)
+    assert watching.calls == [batch]
+    temperature = r.sampling_temperature(0.5)
+    assert callable(temperature)
+    assert temperature(torch.zeros(2, 3)).tolist() == [0.5, 0.5]
+    other = PPO()
+    other.sampling_temperature = lambda base: lambda logits: logits[:, 0]
+    with pytest.raises(ValueError, match="expected one part that sets temperatures, got ppo and entropy_bonus"):
+        Recipe(other, advantage="grpo", regularizers=[watching]).sampling_temperature(1.0)
+
+
 def test_conflicts_are_refused_with_the_reason() -> None:
     clash = dataclasses.replace(registry.info("kl"), conflicts={"kl_reward": "the price would be paid twice"})
     registry._REGISTRY["kl"] = clash

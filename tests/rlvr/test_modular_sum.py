@@ -62,6 +62,16 @@ def test_samples_follow_the_table():
     assert (observed - exact).abs().max() < 0.02
 
 
+def test_samples_at_a_temperature_follow_the_divided_table():
+    task = small()
+    policy, cold = TabularPolicy(task, seed=1), TabularPolicy(task, seed=1)
+    cold.table.data /= 0.5
+    expected = cold.sample(50, torch.Generator().manual_seed(0))
+    assert torch.equal(policy.sample(50, torch.Generator().manual_seed(0), 0.5), expected)
+    found = policy.sample(50, torch.Generator().manual_seed(0), lambda logits: torch.full((len(logits),), 0.5))
+    assert torch.equal(found, expected)
+
+
 def test_distinct_correct_counts_different_responses():
     task = small()
     tokens = every_response(task)
@@ -78,6 +88,13 @@ def test_grpo_learns_and_loses_entropy():
     assert entropy[-1] < 0.6 * entropy[0]
     again = run_modular_sum(recipe("grpo"), steps=40, seed=0, final_samples=64)
     assert again.rows == history.rows
+
+
+def test_controllers_run_and_metrics_are_recorded():
+    bonus = recipe("adaptive_entropy_bonus", target=100.0, delta=0.01)
+    history = run_modular_sum(bonus, steps=3, epochs=2, final_samples=8)
+    assert float(bonus.regularizers[0].coef) == pytest.approx(0.06)  # one move an update
+    assert history.column("loss/clip_fraction")[0] == [0, 1, 2]
 
 
 def test_filler_variant_starts_certain_at_the_fillers():

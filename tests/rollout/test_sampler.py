@@ -236,7 +236,34 @@ def test_padded_and_sequences():
 def test_it_is_a_sampler():
     draw = sampler(tiny())
     assert isinstance(draw, Sampler)
-    assert draw.capabilities == {"full_entropy", "hidden_last", "stop_strings"}
+    assert draw.capabilities == {"full_entropy", "hidden_last", "stop_strings", "temperatures"}
+
+
+def test_a_temperature_for_every_row_and_step(model):
+    """Tokens, log-probabilities and entropies are those of the distribution at the row's own temperature."""
+
+    def rule(logits):
+        assert logits.dtype == torch.float32
+        return torch.where(logits[:, 2] > logits[:, 3], 0.5, 1.5)
+
+    given = prompts()
+    constant = sampler(model).generate(given, 3, temperature=lambda logits: torch.full((len(logits),), 0.6), seed=2)
+    assert_same(constant, sampler(model).generate(given, 3, temperature=0.6, seed=2))
+    out = sampler(model, stop=()).generate(given, 2, temperature=rule, max_new_tokens=6, seed=2)
+    seen = set()
+    for row in range(len(out)):
+        prompt = given[int(out.prompt_index[row])]
+        sequence = torch.cat((prompt, out.tokens[row]))
+        with torch.no_grad():
+            logits = model(sequence[None]).logits[0, len(prompt) - 1 : -1].float()
+        divisor = rule(logits)
+        seen |= set(divisor.tolist())
+        log_p = (logits / divisor[:, None]).double().log_softmax(-1)
+        expected = log_p.gather(1, out.tokens[row][:, None]).squeeze(1)
+        torch.testing.assert_close(out.logprobs[row].double(), expected, atol=1e-4, rtol=1e-4)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        torch.testing.assert_close(out.entropies[row].double(), entropy, atol=1e-4, rtol=1e-4)
+    assert seen == {0.5, 1.5}
 
 
 @pytest.mark.parametrize(

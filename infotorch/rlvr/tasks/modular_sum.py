@@ -9,7 +9,7 @@ measure over many settings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -121,10 +121,20 @@ class TabularPolicy(nn.Module):
         return self.table[prompt, torch.arange(self.task.length), self.task.states(tokens)[..., :-1]]
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` responses to every prompt, int64 ``[P, n, L]``."""
+    def sample(
+        self, n: int, generator: torch.Generator, temperature: float | Callable[[Tensor], Tensor] = 1.0
+    ) -> Tensor:
+        """``n`` responses to every prompt, int64 ``[P, n, L]``.
+
+        ``temperature`` divides the logits: a number, or a function from logits ``[N, V]`` to temperatures ``[N]``.
+        """
         task = self.task
-        cumulative = self.table.softmax(-1).cumsum(-1)
+        table = self.table
+        if callable(temperature):
+            table = table / temperature(table.flatten(0, -2)).view(*table.shape[:-1], 1)
+        else:
+            table = table / temperature
+        cumulative = table.softmax(-1).cumsum(-1)
         uniforms = torch.rand(task.length, task.prompts, n, generator=generator)
         prompt = torch.arange(task.prompts)[:, None]
         state = torch.zeros(task.prompts, n, dtype=torch.long)
