@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
+from scipy.stats import ks_2samp
+from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from infotorch.core import dependence as D
 from infotorch.core.dependence import _line, _tiles
+from infotorch.core.discrete import discrete_mutual_information
 
 quick = settings(max_examples=10, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -414,6 +418,9 @@ def test_mmd_against_dense_matrices(monkeypatch):
         (normal(25), normal(25, seed=1), "distance_covariance"),
         (normal(25, 2), normal(25, seed=1), "distance_covariance"),
         (categories(25, 3), normal(25, seed=1), "distance_covariance"),
+        (normal(25), categories(25, 3, seed=1), "distance_covariance"),
+        (normal(25).round(), categories(25, 3, seed=1), "distance_covariance"),
+        (categories(25, 2), categories(25, 3, seed=1), "distance_covariance"),
         (normal(25), normal(25, seed=1), "hsic"),
         (categories(25, 3), normal(25, seed=1), "hsic"),
     ],
@@ -435,6 +442,21 @@ def test_null_statistics_are_those_of_permuted_data(x, y, measure, dense, monkey
     torch.testing.assert_close(result.statistic, statistic(y).double())
     torch.testing.assert_close(result.null, torch.stack([statistic(y[order]) for order in orders]).double())
     assert result.p_value == (1 + int((result.null >= result.statistic).sum())) / 8
+
+
+@pytest.mark.parametrize(("levels", "n"), [((3, 4), 200), ((12, 15), 60)])  # dense: random tables; sparse: pairings
+def test_information_of_permuted_categories(levels, n):
+    x, y = categories(n, levels[0]), categories(n, levels[1], seed=1)
+    result = D.independence_test(x, y, measure="mutual_information", permutations=400, generator=generator(2))
+    torch.testing.assert_close(result.statistic, discrete_mutual_information(x, y))
+    again = D.independence_test(x, y, measure="mutual_information", permutations=400, generator=generator(2))
+    torch.testing.assert_close(result.null, again.null, rtol=0, atol=0)
+    source = np.random.default_rng(0)
+    shuffled = [mutual_info_score(x, source.permutation(y.numpy())) for _ in range(400)]
+    assert ks_2samp(result.null.numpy(), shuffled).pvalue > 0.01
+    assert result.p_value == (1 + int((result.null >= result.statistic - 1e-12).sum())) / 401
+    dependent = D.independence_test(x, x, measure="mutual_information", permutations=99, generator=generator())
+    assert dependent.p_value == 0.01
 
 
 def test_two_sample_null_statistics():
@@ -488,6 +510,11 @@ def test_p_values_are_calibrated_and_have_power():
         (lambda: D.mmd_sqr(normal(5, 2), normal(5, 3)), ValueError, "x, y: expected floats of shapes"),
         (lambda: D.u_mmd_sqr(normal(1), normal(5)), ValueError, "at least 2 points"),
         (lambda: D.independence_test(normal(5), normal(5), permutations=0), ValueError, "permutations: expected"),
+        (
+            lambda: D.independence_test(normal(5), categories(5, 2), measure="mutual_information"),
+            TypeError,
+            "expected integers or booleans for mutual_information",
+        ),
         (lambda: D.group_js_divergence(normal(5), normal(5)), TypeError, "groups: expected integers"),
     ],
 )

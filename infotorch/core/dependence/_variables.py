@@ -64,6 +64,11 @@ class Variable:
         return self.points.squeeze(1)
 
     @property
+    def is_categories(self) -> bool:
+        """Whether it has cells, all at distance 1 of each other."""
+        return self.cell is not None and self.between is None
+
+    @property
     def few_cells(self) -> bool:
         """Whether a pass over the points for every cell is cheaper than all pairs."""
         return self.between is None or 8 * len(self.between) <= len(self)

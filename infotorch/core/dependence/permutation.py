@@ -10,7 +10,8 @@ from torch import Tensor
 
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.dependence import _line, _tiles
-from infotorch.core.dependence._variables import PairMeans, as_variable, as_weights, check_lengths
+from infotorch.core.dependence._counts import information_statistics
+from infotorch.core.dependence._variables import PairMeans, Variable, as_variable, as_weights, check_lengths
 from infotorch.core.dependence.distance import check_enough, u_statistic
 from infotorch.core.dependence.kernel import (
     Sigma,
@@ -21,7 +22,7 @@ from infotorch.core.dependence.kernel import (
     without_diagonal,
 )
 
-MEASURES = ("distance_covariance", "hsic")
+MEASURES = ("distance_covariance", "hsic", "mutual_information")
 _BATCH = 1 << 20  # points times permutations sorted at once
 _DENSE = 1 << 24  # entries of a matrix that may be kept
 
@@ -31,7 +32,7 @@ class PermutationTest:
     """Result of a permutation test.
 
     Attributes:
-        statistic: The unbiased estimate on the data, 0-d float64.
+        statistic: The measure on the data, 0-d float64.
         p_value: Share of permutations (the data's own order counted in) with at least this statistic.
         null: The statistic under every random permutation, float64.
     """
@@ -62,21 +63,23 @@ def independence_test(
     r"""Permutation test of the independence of x and y.
 
     The p-value :math:`(1 + \#\{T_\pi \ge T\}) / (1 + \#\pi)` is exact at any n: under independence it is at most
-    :math:`\alpha` with probability at most :math:`\alpha`. All permutations are sorted at once where both variables are
-    on a line. Whether the covariance or the correlation is tested makes no difference: permuting leaves the
-    denominators alone.
+    :math:`\alpha` with probability at most :math:`\alpha`. All permutations are sorted at once where one variable is on
+    a line and the other on a line or of categories. Whether the covariance or the correlation is tested makes no
+    difference: permuting leaves the denominators alone.
 
     Args:
         x: Shape ``(n,)`` or ``(n, d)``; integers and booleans of shape ``(n,)`` are categories.
         y: Likewise.
-        measure: ``"distance_covariance"`` or ``"hsic"``, the unbiased estimate of either.
+        measure: ``"distance_covariance"`` or ``"hsic"``, the unbiased estimate of either; or
+            ``"mutual_information"`` of two categories, plug-in (the G-test), at a cost that does not grow with n
+            where the table is dense.
         permutations: How many, at least 1.
         exponent: Power of the distances, for distance covariance.
         sigma: Width of the Gaussian kernels, for HSIC.
         generator: Source of the permutations; default: torch's.
 
     Raises:
-        TypeError: An argument is not a tensor.
+        TypeError: An argument is not a tensor, or floats where categories are needed.
         ValueError: Shapes that do not agree, fewer than 4 points or 1 permutation, values that are not finite.
 
     Reference: G. Székely et al., 2007, arXiv:0803.4101, section 5.
@@ -89,9 +92,17 @@ def independence_test(
     check_range("permutations", permutations, 1)
     a, b = as_variable("x", x.detach(), exponent), as_variable("y", y.detach(), exponent)
     check_enough(check_lengths(x=a, y=b))
+    if measure == "mutual_information":
+        if a.cell is None or b.cell is None:
+            raise TypeError(f"x, y: expected integers or booleans for mutual_information, got {x.dtype} and {y.dtype}")
+        return PermutationTest.of(information_statistics(a.cell, b.cell, permutations, generator))
     orders = _orders(len(a), permutations, generator, a.device)
     if measure == "distance_covariance" and a.line is not None and b.line is not None:
         return PermutationTest.of(torch.cat([_line_statistics(a.line, b.line, part) for part in orders]))
+    if measure == "distance_covariance" and a.line is not None and b.is_categories:
+        return PermutationTest.of(torch.cat([_cell_statistics(a, b, part, first=False) for part in orders]))
+    if measure == "distance_covariance" and b.line is not None and a.is_categories:
+        return PermutationTest.of(torch.cat([_cell_statistics(b, a, part, first=True) for part in orders]))
     sides, sign = kernel_sides(a, b, sigma) if measure == "hsic" else ([a.side, b.side], 1.0)
     return PermutationTest.of(sign * _paired_statistics(sides, as_weights(None, a), orders))
 
@@ -154,6 +165,30 @@ def _line_statistics(x: Tensor, y: Tensor, orders: Tensor) -> Tensor:
     w = torch.full_like(x, 1 / len(x))
     means = _line.pair_means(x.expand(orders.shape).contiguous(), y[orders], w)
     return u_statistic(PairMeans(*means))
+
+
+def _cell_statistics(line: Variable, cells: Variable, orders: Tensor, *, first: bool) -> Tensor:
+    """Unbiased distance covariances of a variable on a line and categories; ``first``: the line is permuted.
+
+    All that depends on the pairing is the distance within categories, and that follows from one sort: of the
+    sorted points of a category the i-th counts ``2 i - n_c + 1`` times.
+    """
+    x, cell = line.line, cells.cell
+    assert x is not None
+    assert cell is not None
+    n, w = len(x), as_weights(None, line)
+    values, by_value = x.sort()
+    rank = torch.empty_like(by_value).scatter_(0, by_value, torch.arange(n, device=x.device))
+    ranks, groups = (rank[orders], cell) if first else (rank, cell[orders])
+    sizes = torch.bincount(cell)
+    sizes = sizes[sizes > 0].repeat_interleave(sizes[sizes > 0])
+    place = torch.arange(n, device=x.device)
+    start = torch.cat((place.new_zeros(1), (torch.bincount(cell).cumsum(0)[:-1])))[cell.sort().values]
+    times = (2 * (place - start) - sizes + 1).double()
+    within = 2 * values[(groups * n + ranks).sort(-1).values % n] @ times
+    x_means, cell_means = line.means(w), cells.means(w)
+    means = (x_means[orders], cell_means) if first else (x_means, cell_means[orders])
+    return u_statistic(PairMeans(x_means.sum() / n - within / n**2, *means))
 
 
 def _paired_statistics(sides: list[_tiles.Points | _tiles.Cells], w: Tensor, orders: Iterator[Tensor]) -> Tensor:
