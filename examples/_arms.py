@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
-from common import COLORS, format_spread, plotting
+from common import COLORS, format_spread, plotting, spread
 from tqdm import tqdm
 
 from infotorch.losses import Recipe
@@ -31,11 +30,6 @@ def run_arms(arms: Mapping[str, Arm], seeds: Sequence[int], **options: Any) -> d
                 found[name].append(run_modular_sum(arm(), seed=seed, **task, **options))
                 bar.update()
     return found
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and the values themselves."""
-    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0, "values": list(values)}
 
 
 def first_above(history: TrainingHistory, level: float) -> int | None:

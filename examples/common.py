@@ -23,6 +23,7 @@ __all__ = [
     "plotting",
     "print_table",
     "quiet_lightning",
+    "spread",
     "versions",
     "write_ledger",
 ]
@@ -104,6 +105,11 @@ def write_ledger(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and the values themselves."""
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0, "values": list(values)}
 
 
 def format_spread(values: Sequence[float], digits: int = 3) -> str:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from _arms import curves, plot_curves, run_arms, spread, summarize, table_row
-from common import base_parser, command_line, print_table, versions, write_ledger
+from _arms import curves, plot_curves, run_arms, summarize, table_row
+from common import base_parser, command_line, print_table, spread, versions, write_ledger
 
 from infotorch.core.categorical import entropy
 from infotorch.losses import fit_entropy_law, predicted_entropy_change, recipe

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from _arms import curves, first_above, plot_curves, run_arms, spread, summarize, table_row
-from common import base_parser, command_line, print_table, versions, write_ledger
+from _arms import curves, first_above, plot_curves, run_arms, summarize, table_row
+from common import base_parser, command_line, print_table, spread, versions, write_ledger
 
 from infotorch.losses import recipe
 from infotorch.rlvr import TrainingHistory

@@ -3,8 +3,8 @@ r"""Joint forms of distance covariance: mutual independence of many variables, a
 ``x`` may be independent of every attribute and still depend on their combination (``x = a xor b``). Both measures
 here see that: :func:`jdcov_sqr` multiplies centered distances, :func:`ccdcov_sqr` concatenates the attributes.
 
-Variables are those of :func:`~infotorch.core.distance_covariance_sqr`: floats are numbers (standardize them first:
-their scales weigh them against each other), integers and booleans are categories at distance 1, which is the
+Variables are those of :func:`~infotorch.core.dependence.distance_covariance_sqr`: floats are numbers (standardize them
+first: their scales weigh them against each other), integers and booleans are categories at distance 1, which is the
 Euclidean distance of one-hot vectors over the root of 2.
 
 References:
@@ -74,8 +74,8 @@ def u_jdcov_sqr(variables: Sequence[Tensor], *, c: float = 1.0, part: str = "all
     r"""Squared joint distance covariance with U-centered distances; may be negative.
 
     :math:`\frac{1}{n(n-3)} \sum_{ij} \prod_m (c - A^m_{ij}) - \frac{n}{n-3} c^M`. For two variables this is
-    :func:`~infotorch.core.u_distance_covariance_sqr`. Arguments, result and errors are those of :func:`jdcov_sqr`;
-    fewer than 4 points are refused too.
+    :func:`~infotorch.core.dependence.u_distance_covariance_sqr`. Arguments, result and errors are those of
+    :func:`jdcov_sqr`; fewer than 4 points are refused too.
 
     Reference: S. Chakraborty and X. Zhang, 2019, arXiv:1711.09179.
 
