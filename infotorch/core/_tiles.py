@@ -165,15 +165,20 @@ def nucleus_mask(tile: Tensor, size: Tensor) -> Tensor:
 
 
 def fold_nucleus(
-    tile: Tensor, inv_t: Tensor, values: Tensor, saved: Tensor, top_p: float, include_crossing: bool
+    tile: Tensor, inv_t: Tensor, values: Tensor, saved: Tensor, top_p: float, include_crossing: bool, top_k: int
 ) -> None:
-    """Entropy of the renormalized nucleus of each row (the tile must hold the whole vocabulary), in place."""
+    """Entropy of the renormalized nucleus of each row (the tile must hold the whole vocabulary), in place.
+
+    The nucleus holds at most ``top_k`` entries; 0 is no bound.
+    """
     log_p = ((tile - saved[SHIFT].unsqueeze(1)) * inv_t.unsqueeze(1) - saved[LOG_S1].unsqueeze(1)).clamp_(min=_FLOOR)
     ordered = log_p.sort(dim=-1, descending=True).values
     p = ordered.exp()
     cumulative = p.cumsum(-1)
     kept = (cumulative - p < top_p) if include_crossing else (cumulative < top_p)
     kept &= p > 0
+    if top_k:
+        kept[:, top_k:] = False
     mass = (p * kept).sum(-1)
     log_mass = torch.where(mass > 0, mass, 1.0).log()
     saved[NUCLEUS_SIZE] = kept.sum(-1).to(saved.dtype)

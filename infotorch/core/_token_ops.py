@@ -210,6 +210,7 @@ def fold_nucleus_logits(
     saved: Tensor,
     top_p: float,
     include_crossing: bool,
+    top_k: int,
 ) -> None:
     """Fill in the top-p entropy of every active row."""
     rows = _Rows(logits, active)
@@ -217,7 +218,7 @@ def fold_nucleus_logits(
         i = rows.index(block)
         own_values, own_saved = values[:, i].contiguous(), saved[:, i].contiguous()
         tile = rows[block].to(values.dtype)
-        _tiles.fold_nucleus(tile, inv_t[i], own_values, own_saved, top_p, include_crossing)
+        _tiles.fold_nucleus(tile, inv_t[i], own_values, own_saved, top_p, include_crossing, top_k)
         values[:, i], saved[:, i] = own_values, own_saved
 
 
@@ -310,6 +311,7 @@ def fold_nucleus_hidden(
     saved: Tensor,
     top_p: float,
     include_crossing: bool,
+    top_k: int,
 ) -> None:
     """Fill in the top-p entropy, a few whole rows at a time (a nucleus needs the row sorted)."""
     head = _Head(hidden, weight, bias, weight.shape[0])
@@ -317,7 +319,7 @@ def fold_nucleus_hidden(
     weights = head.weights(whole)
     for rows in _blocks(hidden.shape[0], head.rows):
         tile = head.logits(rows, whole, weights)
-        _tiles.fold_nucleus(tile, inv_t[rows], values[:, rows], saved[:, rows], top_p, include_crossing)
+        _tiles.fold_nucleus(tile, inv_t[rows], values[:, rows], saved[:, rows], top_p, include_crossing, top_k)
 
 
 def grad_hidden(

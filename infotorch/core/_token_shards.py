@@ -47,7 +47,7 @@ class ShardedLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, common: tuple[Any, ...], shard: VocabShard) -> Tensor:
-        labels, mask, inv_t, second, square, _, _, backend = common
+        labels, mask, inv_t, second, square, _, _, _, backend = common
         partials = _token_ops.fold_masked_logits(logits, labels, shard.start, inv_t, mask, second, square, backend)
         values, saved = _tiles.finalize(_combine(partials, inv_t, shard.group), inv_t)
         values = _token_ops.clear_inactive(values, mask)
@@ -76,7 +76,7 @@ class ShardedHidden(torch.autograd.Function):
         common: tuple[Any, ...],
         shard: VocabShard,
     ) -> Tensor:
-        labels, mask, inv_t, second, square, _, _, backend = common
+        labels, mask, inv_t, second, square, _, _, _, backend = common
         partials = _token_ops.fold_hidden(hidden, weight, bias, labels, shard.start, inv_t, second, square, backend)
         values, saved = _tiles.finalize(_combine(partials, inv_t, shard.group), inv_t)
         values = _token_ops.clear_inactive(values, mask)

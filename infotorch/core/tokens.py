@@ -67,6 +67,7 @@ def token_stats(
     extras: Collection[str] = (),
     top_p: float = 0.8,
     include_crossing: bool = True,
+    top_k: int | None = None,
     shard: VocabShard | None = None,
     backend: str = "auto",
 ) -> TokenStats:
@@ -83,6 +84,7 @@ def token_stats(
         top_p: Mass of the nucleus for ``top_p_entropy``.
         include_crossing: Whether the nucleus holds the token that crosses ``top_p`` (the usual definition;
             without it the nucleus may be empty and its entropy is 0).
+        top_k: Most entries the nucleus may hold; None for no such bound.
         shard: The logits are this process's part of a vocabulary split over a group: partial sums are
             combined over the group, and the gradient is that of the local part.
         backend: ``"auto"`` (Triton on CUDA where installed, else eager), ``"eager"`` or ``"triton"``.
@@ -108,7 +110,7 @@ def token_stats(
     if logits.ndim < 1 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with V > 0, got {tuple(logits.shape)}")
     lead = logits.shape[:-1]
-    common = _common(lead, labels, temperature, mask, extras, top_p, include_crossing, shard, backend, logits)
+    common = _common(lead, labels, temperature, mask, extras, top_p, include_crossing, top_k, shard, backend, logits)
     if shard is not None:
         values = ShardedLogits.apply(logits, common, shard)
     else:
@@ -127,6 +129,7 @@ def token_stats_from_hidden(
     extras: Collection[str] = (),
     top_p: float = 0.8,
     include_crossing: bool = True,
+    top_k: int | None = None,
     shard: VocabShard | None = None,
     backend: str = "auto",
 ) -> TokenStats:
@@ -146,6 +149,7 @@ def token_stats_from_hidden(
         extras: Further statistics.
         top_p: Mass of the nucleus.
         include_crossing: Whether the nucleus holds the crossing token.
+        top_k: Most entries the nucleus may hold.
         shard: ``weight`` is this process's part of the vocabulary; the gradient of ``hidden`` is summed
             over the group.
         backend: ``"auto"``, ``"eager"`` or ``"triton"``.
@@ -172,7 +176,7 @@ def token_stats_from_hidden(
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     lead = hidden.shape[:-1]
-    common = _common(lead, labels, temperature, mask, extras, top_p, include_crossing, shard, backend, hidden)
+    common = _common(lead, labels, temperature, mask, extras, top_p, include_crossing, top_k, shard, backend, hidden)
     flat = hidden.reshape(-1, hidden.shape[-1])
     if shard is not None:
         values = ShardedHidden.apply(flat, weight, bias, common, shard)
@@ -189,6 +193,7 @@ def _common(
     extras: Collection[str],
     top_p: float,
     include_crossing: bool,
+    top_k: int | None,
     shard: VocabShard | None,
     backend: str,
     like: Tensor,
@@ -208,6 +213,8 @@ def _common(
     nucleus = "top_p_entropy" in extras
     if nucleus:
         check_range("top_p", top_p, 0.0, 1.0, low_open=True)
+        if top_k is not None:
+            check_range("top_k", top_k, 1)
         if shard is not None:
             raise ValueError("extras: 'top_p_entropy' needs the whole vocabulary in one process, got a shard")
     dtype = _token_ops.accumulator(like.dtype)
@@ -219,7 +226,7 @@ def _common(
     second = "varentropy" in extras
     # The covariance's and the collision's gradients need each other's value.
     square = "collision" in extras or "entropy_covariance" in extras
-    return labels, mask, inv_t, second, square, top_p if nucleus else 0.0, include_crossing, backend
+    return labels, mask, inv_t, second, square, top_p if nucleus else 0.0, include_crossing, top_k or 0, backend
 
 
 def _record(values: Tensor, lead: torch.Size, labelled: bool, extras: Collection[str]) -> TokenStats:
@@ -262,6 +269,7 @@ def _logits_op(
     square: bool,
     top_p: float,
     include_crossing: bool,
+    top_k: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     _check_values(labels, mask, inv_t, logits.shape[-1])
@@ -269,7 +277,7 @@ def _logits_op(
     values, saved = _tiles.finalize(partials, inv_t)
     if top_p > 0:
         _token_ops.fold_nucleus_logits(
-            logits, inv_t, _token_ops.active_rows(mask), values, saved, top_p, include_crossing
+            logits, inv_t, _token_ops.active_rows(mask), values, saved, top_p, include_crossing, top_k
         )
     return _token_ops.clear_inactive(values, mask), saved
 
@@ -286,6 +294,7 @@ def _hidden_op(
     square: bool,
     top_p: float,
     include_crossing: bool,
+    top_k: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     active = _token_ops.active_rows(mask)
@@ -297,7 +306,7 @@ def _hidden_op(
     partials = _token_ops.fold_hidden(hidden, weight, bias, own_labels, 0, inv_t, second, square, backend)
     values, saved = _tiles.finalize(partials, inv_t)
     if top_p > 0:
-        _token_ops.fold_nucleus_hidden(hidden, weight, bias, inv_t, values, saved, top_p, include_crossing)
+        _token_ops.fold_nucleus_hidden(hidden, weight, bias, inv_t, values, saved, top_p, include_crossing, top_k)
     if active is None or mask is None:
         return values, saved
     full = values.new_zeros(values.shape[0], mask.shape[0]), saved.new_zeros(saved.shape[0], mask.shape[0])
@@ -378,7 +387,7 @@ def _(grad, hidden, weight, bias, labels, mask, inv_t, values, saved, higher, nu
 
 
 def _setup_logits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, labels, mask, inv_t, second, square, top_p, _, ctx.backend = inputs
+    logits, labels, mask, inv_t, second, square, top_p, _, _, ctx.backend = inputs
     ctx.higher, ctx.nucleus = second or square, top_p > 0
     ctx.save_for_backward(logits, labels, mask, inv_t, *output)
 
@@ -388,11 +397,11 @@ def _backward_logits(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, 
     grad_logits = torch.ops.infotorch.token_stats_backward(
         grad.contiguous(), logits, labels, mask, inv_t, values, saved, ctx.higher, ctx.nucleus, ctx.backend
     )
-    return grad_logits, *(None,) * 8
+    return grad_logits, *(None,) * 9
 
 
 def _setup_hidden(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, weight, bias, labels, mask, inv_t, second, square, top_p, _, ctx.backend = inputs
+    hidden, weight, bias, labels, mask, inv_t, second, square, top_p, _, _, ctx.backend = inputs
     ctx.higher, ctx.nucleus = second or square, top_p > 0
     ctx.save_for_backward(hidden, weight, bias, labels, mask, inv_t, *output)
 
@@ -415,7 +424,7 @@ def _backward_hidden(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, 
         *needs,
         ctx.backend,
     )
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 8
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 9
 
 
 _logits_op.register_autograd(_backward_logits, setup_context=_setup_logits)

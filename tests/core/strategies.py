@@ -47,10 +47,10 @@ def asked(name: str) -> tuple[str, ...]:
     return (name,) if name in EXTRAS else ()
 
 
-def nucleus_entropy(log_p: Tensor, top_p: float, include_crossing: bool) -> Tensor:
+def nucleus_entropy(log_p: Tensor, top_p: float, include_crossing: bool, top_k: int | None = None) -> Tensor:
     """Entropy of one row's renormalized nucleus, by a loop over the sorted row."""
     kept, mass = [], 0.0
-    for value in log_p.sort(descending=True).values:
+    for value in log_p.sort(descending=True).values[:top_k]:
         p = value.detach().exp().item()
         if (mass >= top_p) if include_crossing else (mass + p >= top_p):
             break
@@ -69,6 +69,7 @@ def plain_stats(
     temperature: float | Tensor = 1.0,
     top_p: float = 0.8,
     include_crossing: bool = True,
+    top_k: int | None = None,
 ) -> dict[str, Tensor]:
     """All statistics of ``x [N, V]`` by dense formulas that autograd can follow."""
     z = x / (temperature.unsqueeze(1) if isinstance(temperature, Tensor) else temperature)
@@ -85,5 +86,5 @@ def plain_stats(
         "varentropy": (p * s.square()).sum(-1),
         "collision": p.square().sum(-1),
         "entropy_covariance": (p.square() * s).sum(-1),
-        "top_p_entropy": torch.stack([nucleus_entropy(row, top_p, include_crossing) for row in log_p]),
+        "top_p_entropy": torch.stack([nucleus_entropy(row, top_p, include_crossing, top_k) for row in log_p]),
     }

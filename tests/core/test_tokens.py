@@ -184,24 +184,28 @@ def test_half_precision_hidden(dtype):
 
 
 @pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("top_k", [None, 3, 50])
 @pytest.mark.parametrize(
     ("top_p", "include_crossing"),
     [(0.05, True), (0.3, True), (0.8, True), (1.0, True), (0.05, False), (0.3, False), (0.8, False)],
 )
-def test_top_p_entropy(top_p, include_crossing):
+def test_top_p_entropy(top_p, include_crossing, top_k):
     x = normal(7, 8, scale=2)
     x[0] = 0.0  # all tied: the nucleus is cut among equals
     x[1, 1:] = -math.inf
     x[2, :4] = x[2, 0]
     labels = torch.zeros(7, dtype=torch.long)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    options: dict[str, Any] = {"top_p": top_p, "include_crossing": include_crossing}
+    options: dict[str, Any] = {"top_p": top_p, "include_crossing": include_crossing, "top_k": top_k}
     value = get(token_stats(a, extras=["top_p_entropy"], **options), "top_p_entropy")
     want = plain_stats(b, labels, **options)["top_p_entropy"]
     torch.testing.assert_close(value, want, rtol=1e-10, atol=1e-12)
     upstream = normal(7, seed=1)
     (grad,) = torch.autograd.grad(value, a, upstream)
     (expected,) = torch.autograd.grad(want, b, upstream)
+    hidden = x.clone().nan_to_num(neginf=-1e4)
+    through = token_stats_from_hidden(hidden, torch.eye(8, dtype=F64), extras=["top_p_entropy"], **options)
+    torch.testing.assert_close(get(through, "top_p_entropy"), want, rtol=1e-10, atol=1e-12)
     # Which of several tied entries are in the nucleus is a convention: compare ties sorted.
     torch.testing.assert_close(grad.sort(-1).values, expected.nan_to_num(0).sort(-1).values, rtol=1e-9, atol=1e-12)
 
@@ -260,7 +264,7 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 
 def test_operators_are_well_formed():
     labels, mask, inv_t = torch.tensor([1, 0, 4]), torch.tensor([True, False, True]), torch.ones(3)
-    options = (labels, mask, inv_t, True, True, 0.8, True, "eager")
+    options = (labels, mask, inv_t, True, True, 0.8, True, 0, "eager")
     x = normal(3, 5, dtype=torch.float32).requires_grad_()
     ops = torch.ops.infotorch
     torch.library.opcheck(ops.token_stats.default, (x, *options), test_utils=OPCHECKS)
@@ -332,6 +336,7 @@ X, Y = torch.zeros(2, 3), torch.tensor([0, 2])
         (ValueError, "temperature: expected positive finite", (X,), {"temperature": torch.tensor([1.0, 0.0])}),
         (ValueError, r"top_p: expected a number in \(0, 1\], got 1.5", (X,), {"extras": EXTRAS, "top_p": 1.5}),
         (ValueError, r"top_p: expected a number in \(0, 1\], got 0", (X,), {"extras": EXTRAS, "top_p": 0.0}),
+        (ValueError, r"top_k: expected a number in \[1, inf\], got 0", (X,), {"extras": EXTRAS, "top_k": 0}),
     ],
 )  # fmt: skip
 def test_errors_of_token_stats(error, match, args, options):
