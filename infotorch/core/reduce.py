@@ -200,37 +200,47 @@ def segment_spread(values: Tensor, segment: Tensor) -> Tensor:
     return zero_outside(values[segment.clamp(min=0)], segment >= 0)
 
 
-def masked_quantile(x: Tensor, mask: Tensor, q: float, *, interpolation: str = "linear") -> Tensor:
+def masked_quantile(
+    x: Tensor, mask: Tensor, q: float, dim: int | None = None, *, interpolation: str = "linear"
+) -> Tensor:
     """Quantile of the entries under the mask, as ``torch.quantile``, with fixed shapes and no limit on the size.
 
     Args:
         x: Any shape.
         mask: Boolean, of the same shape.
         q: In ``[0, 1]``; 0.5 is the median.
+        dim: Dimension to reduce; all of them by default.
         interpolation: ``"linear"``, or ``"nearest"``: the entry of rank ``q * (n - 1)``, rounded half to even.
 
     Returns:
-        Scalar, in float32 for half precision; NaN where the mask is empty, since there is no such value.
+        Without ``dim``, in float32 for half precision; NaN where the mask is empty, since there is no such value.
 
     Raises:
         ValueError: ``q`` out of range, unknown interpolation, a mask of another shape.
         TypeError: ``mask`` is not boolean.
 
-    >>> masked_quantile(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False]), 0.5)
-    tensor(1.5000)
+    >>> x = torch.tensor([[1.0, 2.0, 9.0], [0.0, 4.0, 8.0]])
+    >>> mask = torch.tensor([[True, True, False], [True, True, True]])
+    >>> masked_quantile(x, mask, 0.5), masked_quantile(x, mask, 0.5, dim=1)
+    (tensor(2.), tensor([1.5000, 4.0000]))
     """
     check_range("q", q, 0.0, 1.0)
     check_choice("interpolation", interpolation, ("linear", "nearest"))
-    valid = check_bool_mask("mask", mask, x.shape).reshape(-1)
+    valid = check_bool_mask("mask", mask, x.shape)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    ordered = torch.where(valid, x.reshape(-1), torch.inf).sort().values
-    last = (valid.sum() - 1).clamp(min=0)
-    position = torch.tensor(q, dtype=x.dtype, device=x.device) * last.to(x.dtype)
-    if interpolation == "nearest":
-        return torch.where(valid.any(), ordered[position.round().long()], torch.nan)
-    below = position.floor()
-    pair = ordered[torch.stack((below, torch.minimum(below + 1, last.to(x.dtype)))).long()]
-    return torch.where(valid.any(), torch.lerp(pair[0], pair[1], position - below), torch.nan)
+    if dim is None:
+        x, valid, dim = x.reshape(-1), valid.reshape(-1), 0
+    ordered = torch.where(valid, x, torch.inf).sort(dim).values
+    count = valid.sum(dim, keepdim=True)
+    last = (count - 1).clamp(min=0).to(x.dtype)
+    position = torch.tensor(q, dtype=x.dtype, device=x.device) * last
+    below = position.round() if interpolation == "nearest" else position.floor()
+    low = ordered.gather(dim, below.long())
+    if interpolation == "linear":
+        high = ordered.gather(dim, torch.minimum(below + 1, last).long())
+        # Between equal neighbors there is nothing to interpolate, which matters where they are infinite.
+        low = torch.where((low == high) | (position == below), low, torch.lerp(low, high, position - below))
+    return torch.where(count > 0, low, torch.nan).squeeze(dim)
 
 
 def aggregate(

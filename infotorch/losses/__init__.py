@@ -43,6 +43,7 @@ from infotorch.losses.overlong import Overlong, overlong_reward
 from infotorch.losses.ppo import GSPO, PPO, gspo, ppo
 from infotorch.losses.recipe import Recipe, part_table, recipe, recipe_names
 from infotorch.losses.registry import (
+    AuxiliarySampling,
     Part,
     PartInfo,
     ScheduledPart,
@@ -65,6 +66,7 @@ __all__ = [
     "REPLAY",
     "SAPO",
     "AdaptiveEntropyBonus",
+    "AuxiliarySampling",
     "ClipCov",
     "DrGRPO",
     "EntropyBonus",

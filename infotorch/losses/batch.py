@@ -159,7 +159,12 @@ class TokenBatch:
                 names.append(name)
                 wrong = ~value.detach().isfinite()
                 bad.append((wrong & self.mask if wrong.ndim == 2 else wrong).any())
+        if self.source is not None:
+            names.append("source")
+            bad.append(((self.source < ON_POLICY) | (self.source > REPLAY)).any())
         for name, is_bad in zip(names, torch.stack(bad).tolist(), strict=True):
+            if is_bad and name == "source":
+                raise ValueError(f"source: expected 0, 1 or 2 in every row, got {self.source}")
             if is_bad:
                 where = "in every row" if name == "rewards" else "on valid tokens (mask is True)"
                 raise ValueError(f"{name}: expected finite values {where}, got NaN or infinity")
@@ -169,13 +174,22 @@ class TokenBatch:
         return zero_outside(widen(extra), self.mask) if _like_tokens(extra, self.mask) else extra
 
     def require(self, part: str, *names: str) -> None:
-        """Raise a ValueError that names ``part`` and the first of the fields it lacks (``"extras.x"`` too)."""
+        """Raise a ValueError that names ``part`` and the first field it lacks.
+
+        Names may also be ``"extras.x"``, and ``"sampling_entropy"`` for ``old_entropy`` or else ``entropy``.
+        """
         for name in names:
             if name.startswith("extras."):
                 key = name.removeprefix("extras.")
                 if key not in self.extras:
                     raise ValueError(
                         f"{part} needs TokenBatch.{name}, which is missing: pass extras={{{key!r}: ...}} with B rows"
+                    )
+            elif name == "sampling_entropy":
+                if self.old_entropy is None and self.entropy is None:
+                    raise ValueError(
+                        f"{part} needs TokenBatch.{name}, which is missing: pass old_entropy=... or entropy=... of "
+                        "shape (B, T)"
                     )
             elif getattr(self, name) is None:
                 shape = "(B,)" if name in _PER_ROW else "(B, T)"
@@ -222,6 +236,23 @@ class TokenBatch:
             mask = self.mask & (self.source == source).unsqueeze(1)
         counts = {name: _of_source(getattr(self, name), source) for name in ("num_tokens", "num_sequences")}
         return self.replace(mask=mask, **counts)
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Numbers of valid tokens and of non-empty sequences; with a ``source``, one of each per source, ``(3,)``.
+
+        Summed over micro-batches and ranks they are what ``num_tokens`` and ``num_sequences`` take.
+
+        >>> batch = TokenBatch(log_probs=torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool),
+        ...                    source=torch.tensor([0, 1]))
+        >>> batch.counts()
+        (tensor([2, 2, 0]), tensor([1, 1, 0]))
+        """
+        tokens = self.mask.sum(1)
+        rows = (tokens > 0).to(tokens.dtype)
+        if self.source is None:
+            return tokens.sum(), rows.sum()
+        none = tokens.new_zeros(3)
+        return none.index_add(0, self.source, tokens), none.index_add(0, self.source, rows)
 
     @property
     def log_ratio(self) -> Tensor:

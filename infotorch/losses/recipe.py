@@ -13,7 +13,7 @@ from infotorch.core._checks import check_choice, did_you_mean
 from infotorch.losses import registry
 from infotorch.losses.batch import ON_POLICY, LossOutput, TokenBatch
 from infotorch.losses.ppo import AggregationLike
-from infotorch.losses.registry import Part, Temperatures
+from infotorch.losses.registry import AuxiliarySampling, Part, Temperatures
 
 Spec = str | Mapping[str, Any] | Part
 
@@ -137,19 +137,43 @@ class Recipe(nn.Module):
         """Options of :func:`infotorch.core.token_stats` for a trainer, its ``extras`` among them.
 
         Raises:
-            ValueError: Two parts ask for different ones.
+            ValueError: Two parts ask for different ones (``extras`` are joined).
 
         >>> recipe("grpo").token_options
         {}
         """
-        found: dict[str, Any] = {"extras": ("top_p_entropy",)} if "top_p_entropy" in self.required else {}
+        extras = ["top_p_entropy"] if "top_p_entropy" in self.required else []
+        found: dict[str, Any] = {}
         for part in self.parts():
             for key, value in part.token_options().items():
-                if found.setdefault(key, value) != value:
+                if key == "extras":
+                    extras += [name for name in value if name not in extras]
+                elif found.setdefault(key, value) != value:
                     raise ValueError(
                         f"recipe: its parts ask for different {key}: {found[key]!r} and, {part.info.name}, {value!r}"
                     )
-        return found
+        return {"extras": tuple(extras), **found} if extras else found
+
+    @property
+    def wants_auxiliary(self) -> bool:
+        """Whether a trainer must ask :meth:`auxiliary` in every step."""
+        return any(type(part).auxiliary is not Part.auxiliary for part in self.parts())
+
+    @torch.no_grad()
+    def auxiliary(self, batch: TokenBatch) -> AuxiliarySampling | None:
+        """What should be sampled or scored besides the ordinary responses, which ``batch`` holds.
+
+        To be called before :meth:`prepare`, once per rollout batch, by all processes.
+
+        Raises:
+            ValueError: Two parts ask for something.
+        """
+        asked = [(part.info.name, plan) for part in self.parts() if (plan := part.auxiliary(batch)) is not None]
+        if len(asked) > 1:
+            raise ValueError(
+                f"recipe: expected one part that asks for auxiliary samples, got {asked[0][0]} and {asked[1][0]}"
+            )
+        return asked[0][1] if asked else None
 
     def sampling_temperature(self, base: float) -> float | Temperatures:
         """Temperature of the next rollout: ``base``, or a function from logits ``(N, V)`` to temperatures ``(N,)``.
@@ -194,8 +218,10 @@ class Recipe(nn.Module):
         with torch.no_grad():
             shaped = self._shaped(batch)
         batch = batch.replace(**shaped)
-        if self.training:
-            with torch.no_grad():
+        with torch.no_grad():
+            for part in parts:
+                batch = part.rearrange(batch)
+            if self.training:
                 for part in parts:
                     part.observe(_view(part, batch))
         return batch

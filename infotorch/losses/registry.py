@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from infotorch.core._checks import check_choice, did_you_mean
+from infotorch.core._checks import check_choice, check_range, did_you_mean
 from infotorch.losses.batch import ON_POLICY, TokenBatch
 
 KINDS = ("reward", "advantage", "policy", "regularizer")
@@ -61,6 +61,43 @@ class PartInfo:
     def summary(self) -> str:
         """First line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+
+@dataclass(frozen=True)
+class AuxiliarySampling:
+    """What a part asks a trainer for besides the ordinary rollout batch.
+
+    Attributes:
+        temperature: Divides the logits, on top of the temperature that is trained at.
+        fraction: Share of the batch's prompts to sample again at this temperature, as rows of source 1; their
+            log-probabilities are those at the training temperature. 0: none.
+        samples: Responses to each of these prompts; None: as many as in the ordinary batch.
+        rescore: Whether to give every row's log-probabilities at this temperature, under the policy that sampled,
+            as ``extras["tempered_log_probs"]``.
+    """
+
+    temperature: float
+    fraction: float = 0.0
+    samples: int | None = None
+    rescore: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("temperature", self.temperature, 0.0, float("inf"), low_open=True, high_open=True)
+        check_range("fraction", self.fraction, 0.0, 1.0)
+        if self.samples is not None:
+            check_range("samples", self.samples, 1)
+
+    def chosen(self, ids: Tensor) -> Tensor:
+        """Boolean: which of the prompts with these running numbers are sampled again.
+
+        Evenly spread, so that it does not matter how a batch is split over processes.
+
+        >>> AuxiliarySampling(1.2, fraction=0.5).chosen(torch.arange(4))
+        tensor([False,  True, False,  True])
+        """
+        share = ids.double()
+        # A product that falls a rounding error short of an integer counts as that integer.
+        return ((share + 1) * self.fraction + 1e-9).floor() > (share * self.fraction + 1e-9).floor()
 
 
 _REGISTRY: dict[str, PartInfo] = {}
@@ -177,8 +214,23 @@ class Part(nn.Module):
     def start_rollout(self) -> None:
         """Called at the beginning of every rollout batch, before anything else."""
 
+    def auxiliary(self, batch: TokenBatch) -> AuxiliarySampling | None:
+        """What this part wants sampled besides, given the ordinary responses (mask, log-probabilities, entropy).
+
+        Called by a trainer once per rollout batch, before :meth:`start_rollout`.
+        """
+        return None
+
+    def rearrange(self, batch: TokenBatch) -> TokenBatch:
+        """Called once per rollout batch, after its advantages were formed.
+
+        Parts that let rows change their source, or give auxiliary rows an advantage, override it. Rows stay
+        where they are.
+        """
+        return batch
+
     def observe(self, batch: TokenBatch) -> None:
-        """Called once per rollout batch, after its advantages were formed; parts with a history override it.
+        """Called once per rollout batch, after :meth:`rearrange`; parts with a history override it.
 
         The batch holds the complete groups of this process and everything the recipe was given, before any update.
         """

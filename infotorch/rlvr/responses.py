@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from infotorch.core import TokenStats, token_stats, token_stats_from_hidden
+from infotorch.core.tokens import EXTRAS
 from infotorch.rollout import Rollouts
 
-__all__ = ["ResponseBatch", "response_stats"]
+__all__ = ["ResponseBatch", "batch_fields", "response_stats"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ def concatenate(parts: Sequence[TokenStats]) -> TokenStats:
     values = {entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(TokenStats)}
     joined: dict[str, Any] = {name: None if v[0] is None else torch.cat(v) for name, v in values.items()}
     return TokenStats(**joined)
+
+
+def batch_fields(stats: TokenStats, extras: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """Token statistics as fields of a `TokenBatch`; those that are no field of it are added to ``extras``."""
+    named = {"log_probs": stats.log_probs, "entropy": stats.entropy, "top_p_entropy": stats.top_p_entropy}
+    further = {name: getattr(stats, name) for name in EXTRAS if name not in named}
+    return {**named, "extras": {**(extras or {}), **{name: x for name, x in further.items() if x is not None}}}
 
 
 def each(stats: TokenStats, function: Callable[[Tensor], Tensor]) -> TokenStats:

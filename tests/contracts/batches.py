@@ -40,12 +40,17 @@ def fields(seed: int = 0, groups: int = 3, length: int = 9, dtype: torch.dtype =
     found["tokens"] = torch.randint(20, (b, length), generator=g)
     found["answer"] = torch.randint(-1, 3, (b,), generator=g)
     found["trajectory"] = torch.arange(b) // 2
+    # Drawn last, so that the numbers of the others stay. "extras.x" is an entry of TokenBatch.extras.
+    found["extras.entropy_covariance"] = (0.2 * normal(b, length)).to(dtype)
+    found["extras.tempered_log_probs"] = (log_probs + 0.1 * normal(b, length)).to(dtype)
     return found
 
 
 def make(values: dict[str, Any], **changes: Any) -> TokenBatch:
     """The batch of these fields."""
-    return TokenBatch(**{**values, **changes})
+    found: dict[str, Any] = {**values, **changes}
+    extras = {name.removeprefix("extras."): found.pop(name) for name in list(found) if name.startswith("extras.")}
+    return TokenBatch(**{"extras": extras, **found})
 
 
 def outcome(result: LossOutput | Tensor) -> Tensor:

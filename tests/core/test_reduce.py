@@ -273,10 +273,21 @@ def test_segment_errors():
 @pytest.mark.parametrize("q", [0.0, 0.13, 0.5, 1.0])
 def test_masked_quantile_against_torch(batch, q):
     x, mask = batch
+    hidden = x.masked_fill(~mask, NAN)
     torch.testing.assert_close(masked_quantile(x, mask, q), torch.quantile(x[mask], q))
+    for dim in (0, 1):
+        torch.testing.assert_close(
+            masked_quantile(x, mask, q, dim), torch.nanquantile(hidden, q, dim=dim), equal_nan=True
+        )
     one = torch.zeros_like(mask)
     one[0, 2] = True
     assert masked_quantile(x, one, q) == x[0, 2]
+
+
+def test_masked_quantile_among_infinities():
+    x, every = torch.tensor([INF, 1.0, 2.0, -INF]), torch.ones(4, dtype=torch.bool)
+    assert [masked_quantile(x, every, q).item() for q in (0.0, 0.5, 1.0)] == [-INF, 1.5, INF]
+    assert masked_quantile(torch.full((4,), INF), every, 0.3).item() == INF
 
 
 @pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 0.8, 1.0])

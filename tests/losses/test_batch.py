@@ -108,3 +108,15 @@ def test_replace_checks_shapes() -> None:
 def test_half_precision_is_widened() -> None:
     batch = make(log_probs=-torch.ones(B, T, dtype=torch.bfloat16), rewards=torch.ones(B, dtype=torch.float16))
     assert batch.log_probs.dtype == batch.rewards.dtype == torch.float32
+
+
+def test_sampling_entropy_can_be_required() -> None:
+    for field in ("entropy", "old_entropy"):
+        make(**{field: torch.ones(B, T)}).require("part", "sampling_entropy")
+    with pytest.raises(ValueError, match=r"part needs TokenBatch.sampling_entropy, .* old_entropy=\.\.\. or entropy"):
+        make().require("part", "sampling_entropy")
+
+
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="source: expected 0, 1 or 2 in every row"):
+        make(source=torch.tensor([0, 1, 2, 3]))

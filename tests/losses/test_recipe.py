@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from batches import fields
+from batches import fields, make
 
 from infotorch.core import aggregate
 from infotorch.losses import (
@@ -14,6 +14,7 @@ from infotorch.losses import (
     ON_POLICY,
     PPO,
     REPLAY,
+    AuxiliarySampling,
     EntropyBonus,
     LossOutput,
     Recipe,
@@ -37,7 +38,7 @@ def rollout(**changes) -> TokenBatch:
     values = {**fields(groups=2, length=5), "advantages": None, "rollout_weights": None}
     values["log_probs"].requires_grad_()
     values["rewards"] = (values["rewards"] > 0).double()
-    return TokenBatch(**{**values, **changes})
+    return make(values, **changes)
 
 
 def test_composition_is_the_sum_of_its_parts() -> None:
@@ -229,6 +230,59 @@ def test_hooks_of_an_optimizer_step_and_of_sampling() -> None:
         Recipe(other, advantage="grpo", regularizers=[watching]).sampling_temperature(1.0)
 
 
+def test_auxiliary_samples_are_asked_for_by_one_part() -> None:
+    class Asking(Recorder):
+        def auxiliary(self, batch: TokenBatch) -> AuxiliarySampling | None:
+            return AuxiliarySampling(1.2, fraction=0.5, samples=3)
+
+        def rearrange(self, batch: TokenBatch) -> TokenBatch:
+            return batch.replace(source=torch.full((len(batch.mask),), REPLAY))
+
+    asking, batch = Asking(), rollout()
+    r = Recipe("ppo", advantage="grpo", regularizers=[asking])
+    assert r.wants_auxiliary
+    assert r.auxiliary(batch) == AuxiliarySampling(1.2, fraction=0.5, samples=3)
+    assert not recipe("grpo").wants_auxiliary
+    assert recipe("grpo").auxiliary(batch) is None
+    prepared = r.prepare(batch)
+    assert (prepared.source == REPLAY).all()
+    assert not asking.calls[-1].mask.any(), "observe sees the rearranged rows"
+    other = PPO()
+    other.auxiliary = lambda batch: AuxiliarySampling(0.9)
+    with pytest.raises(
+        ValueError, match="expected one part that asks for auxiliary samples, got ppo and entropy_bonus"
+    ):
+        Recipe(other, advantage="grpo", regularizers=[asking]).auxiliary(batch)
+
+
+def test_prompts_sampled_again_do_not_depend_on_how_a_batch_is_split() -> None:
+    plan = AuxiliarySampling(1.0, fraction=0.3)
+    ids = torch.arange(1000)
+    assert plan.chosen(ids).sum() == 300
+    assert torch.equal(torch.cat([plan.chosen(part) for part in ids.split(7)]), plan.chosen(ids))
+    assert not AuxiliarySampling(1.0, fraction=0.0).chosen(ids).any()
+    assert AuxiliarySampling(1.0, fraction=1.0).chosen(ids).all()
+    for options, message in (
+        ({"temperature": 0.0}, r"temperature: expected a number in \(0, inf\), got 0.0"),
+        ({"temperature": 1.0, "fraction": 1.5}, r"fraction: expected a number in \[0, 1\], got 1.5"),
+        ({"temperature": 1.0, "samples": 0}, r"samples: expected a number in \[1, inf\], got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AuxiliarySampling(**options)
+
+
+def test_extras_of_token_options_are_joined() -> None:
+    def asking(*names: str) -> PPO:
+        part = PPO()
+        part.token_options = lambda: {"extras": names}
+        return part
+
+    assert Recipe(asking("collision")).token_options == {"extras": ("collision",)}
+    both = Recipe(asking("collision", "varentropy"), regularizers=[Recorder()])
+    both.regularizers[0].token_options = lambda: {"extras": ("varentropy", "top_p_entropy"), "top_p": 0.5}
+    assert both.token_options == {"extras": ("collision", "varentropy", "top_p_entropy"), "top_p": 0.5}
+
+
 def test_conflicts_are_refused_with_the_reason() -> None:
     clash = dataclasses.replace(registry.info("kl"), conflicts={"kl_reward": "the price would be paid twice"})
     registry._REGISTRY["kl"] = clash
@@ -250,14 +304,18 @@ def test_rows_of_another_source_change_nothing_for_the_policy() -> None:
     more = {**fields(groups=4, length=5), "advantages": None, "rollout_weights": None}
     for key, value in more.items():
         if value is not None:
-            more[key] = torch.cat([getattr(own, key).detach(), value[8:]])
-    mixed = TokenBatch(**more, source=torch.tensor([ON_POLICY] * 8 + [AUXILIARY] * 4 + [REPLAY] * 4))
+            first = own.extras[key[7:]] if key.startswith("extras.") else getattr(own, key)
+            more[key] = torch.cat([first.detach(), value[8:]])
+    mixed = make(more, source=torch.tensor([ON_POLICY] * 8 + [AUXILIARY] * 4 + [REPLAY] * 4))
     prepared = r.prepare(mixed)
     torch.testing.assert_close(prepared.advantages[:8], r.prepare(own).advantages)
     assert not prepared.advantages[8:].any()
     assert torch.equal(prepared.rewards, mixed.rewards)
     torch.testing.assert_close(r(prepared).loss, r(r.prepare(own)).loss)
-    counts = torch.stack([mixed.only(source).mask.sum() for source in range(3)])
+    counts, rows = mixed.counts()
+    assert torch.equal(counts, torch.stack([mixed.only(source).mask.sum() for source in range(3)]))
+    assert torch.equal(rows, torch.stack([mixed.only(source).mask.any(1).sum() for source in range(3)]))
+    assert [int(n) for n in own.counts()] == [int(counts[0]), int(rows[0])]
     torch.testing.assert_close(r(prepared.replace(num_tokens=counts)).loss, r(r.prepare(own)).loss)
 
 

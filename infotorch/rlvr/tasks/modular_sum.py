@@ -27,6 +27,8 @@ class ModularSum:
         modulus: ``M``.
         decisions: Positions that enter the sum; None means all. At every other position token 0 is the only right
             one (any other makes the answer wrong), which models the low-entropy tokens between two decisions.
+        useful: Only the first so many tokens may occur in a right answer; None means all. The rest models what a
+            large vocabulary holds besides the words that matter.
         seed: Seed of values, weights and targets.
 
     Raises:
@@ -46,6 +48,7 @@ class ModularSum:
         modulus: int = 7,
         *,
         decisions: Sequence[int] | None = None,
+        useful: int | None = None,
         seed: int = 0,
     ) -> None:
         for name, value in {"prompts": prompts, "length": length, "vocab": vocab, "modulus": modulus}.items():
@@ -54,11 +57,16 @@ class ModularSum:
         chosen = range(length) if decisions is None else decisions
         if not len(chosen) or any(not 0 <= position < length for position in chosen):
             raise ValueError(f"decisions: expected positions in 0..{length - 1}, got {list(chosen)}")
+        useful = vocab if useful is None else useful
+        if not 2 <= useful <= vocab:
+            raise ValueError(f"useful: expected an integer in 2..{vocab} (the vocabulary), got {useful}")
         generator = torch.Generator().manual_seed(seed)
         self.prompts, self.length, self.vocab, self.modulus = prompts, length, vocab, modulus
+        self.useful = useful
         self.decides = torch.zeros(length, dtype=torch.bool)
         self.decides[list(chosen)] = True
-        self.values = torch.randint(modulus, (vocab,), generator=generator)
+        values = torch.randint(modulus, (useful,), generator=generator)
+        self.values = nn.functional.pad(values, (0, vocab - useful))
         self.weights = torch.randint(1, modulus, (length,), generator=generator)
         self.targets = torch.randint(modulus, (prompts,), generator=generator)
         # Contribution of token v at position t to the sum, [L, V].
@@ -69,20 +77,24 @@ class ModularSum:
         added = self.contribution[torch.arange(self.length), tokens]
         return nn.functional.pad(added.cumsum(-1), (1, 0)) % self.modulus
 
-    def reward(self, tokens: Tensor) -> Tensor:
-        """1 for correct responses, else 0: ``[P, n, L]`` to float ``[P, n]``."""
-        right = self.states(tokens)[..., -1] == self.targets[:, None]
-        right &= tokens[..., 0] % 3 == torch.arange(self.prompts)[:, None] % 3
-        right &= ((tokens == 0) | self.decides).all(-1)
-        return right.float()
+    def reward(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """1 for correct responses, else 0: ``[P, n, L]`` to float ``[P, n]``; ``prompts`` numbers the P prompts."""
+        prompt = torch.arange(self.prompts) if prompts is None else prompts
+        right = self.states(tokens)[..., -1] == self.targets[prompt, None]
+        right &= tokens[..., 0] % 3 == prompt[:, None] % 3
+        return (right & self._allowed(tokens)).float()
+
+    def _allowed(self, tokens: Tensor) -> Tensor:
+        """Whether every token of a response may stand where it stands."""
+        return (((tokens == 0) | self.decides) & (tokens < self.useful)).all(-1)
 
     def answer(self, tokens: Tensor) -> Tensor:
         """What decides about a response, as a number: its final sum and ``y_0 mod 3``, int64 ``[..., L]`` to ``[...]``.
 
-        -1 where a position that is no decision holds another token than 0.
+        -1 where a token may not stand where it stands.
         """
         answer = 3 * self.states(tokens)[..., -1] + tokens[..., 0] % 3
-        return torch.where(((tokens == 0) | self.decides).all(-1), answer, -1)
+        return torch.where(self._allowed(tokens), answer, -1)
 
     def distinct_correct(self, tokens: Tensor) -> Tensor:
         """Number of different correct responses of each prompt, int64 ``[P]``."""
@@ -97,6 +109,7 @@ class TabularPolicy(nn.Module):
     Args:
         task: The task it plays.
         filler_logit: Added to token 0 at the positions that are no decision.
+        useless_logit: Logit of every token that is not useful.
         seed: Seed of the standard-normal initialization.
 
     Example:
@@ -107,37 +120,48 @@ class TabularPolicy(nn.Module):
         torch.Size([2, 4, 3, 12])
     """
 
-    def __init__(self, task: ModularSum, *, filler_logit: float = 6.0, seed: int = 0) -> None:
+    def __init__(
+        self, task: ModularSum, *, filler_logit: float = 6.0, useless_logit: float = -6.0, seed: int = 0
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        table = torch.randn(task.prompts, task.length, task.modulus, task.vocab, generator=generator)
+        table = torch.randn(task.prompts, task.length, task.modulus, task.useful, generator=generator)
+        table = nn.functional.pad(table, (0, task.vocab - task.useful), value=useless_logit)
         table[:, ~task.decides, :, 0] += filler_logit
         self.task = task
         self.table = nn.Parameter(table)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of every position, given the tokens before it: ``[P, n, L]`` to ``[P, n, L, V]``."""
-        prompt = torch.arange(self.task.prompts)[:, None, None]
-        return self.table[prompt, torch.arange(self.task.length), self.task.states(tokens)[..., :-1]]
+    def forward(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Logits of every position, given the tokens before it: ``[P, n, L]`` to ``[P, n, L, V]``.
+
+        ``prompts`` numbers the P prompts; None means all, in order.
+        """
+        prompt = torch.arange(self.task.prompts) if prompts is None else prompts
+        return self.table[prompt[:, None, None], torch.arange(self.task.length), self.task.states(tokens)[..., :-1]]
 
     @torch.no_grad()
     def sample(
-        self, n: int, generator: torch.Generator, temperature: float | Callable[[Tensor], Tensor] = 1.0
+        self,
+        n: int,
+        generator: torch.Generator,
+        temperature: float | Callable[[Tensor], Tensor] = 1.0,
+        *,
+        prompts: Tensor | None = None,
     ) -> Tensor:
-        """``n`` responses to every prompt, int64 ``[P, n, L]``.
+        """``n`` responses to every prompt, or to those that ``prompts`` numbers, int64 ``[P, n, L]``.
 
         ``temperature`` divides the logits: a number, or a function from logits ``[N, V]`` to temperatures ``[N]``.
         """
         task = self.task
-        table = self.table
+        table = self.table if prompts is None else self.table[prompts]
         if callable(temperature):
             table = table / temperature(table.flatten(0, -2)).view(*table.shape[:-1], 1)
         else:
             table = table / temperature
         cumulative = table.softmax(-1).cumsum(-1)
-        uniforms = torch.rand(task.length, task.prompts, n, generator=generator)
-        prompt = torch.arange(task.prompts)[:, None]
-        state = torch.zeros(task.prompts, n, dtype=torch.long)
+        uniforms = torch.rand(task.length, len(table), n, generator=generator)
+        prompt = torch.arange(len(table))[:, None]
+        state = torch.zeros(len(table), n, dtype=torch.long)
         tokens = []
         for position in range(task.length):
             rows = cumulative[prompt, position, state]
