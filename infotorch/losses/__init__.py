@@ -18,7 +18,7 @@ from infotorch.losses.advantages import (
     grpo_advantage,
     uniform_groups,
 )
-from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, TokenBatch
+from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Replay, TokenBatch
 from infotorch.losses.cispo import CISPO, cispo
 from infotorch.losses.cov_entropy import (
     ClipCov,
@@ -80,6 +80,7 @@ __all__ = [
     "Part",
     "PartInfo",
     "Recipe",
+    "Replay",
     "ScheduledPart",
     "TokenBatch",
     "adaptive_entropy_bonus",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -221,6 +221,35 @@ class TokenBatch:
         }
         return self.replace(**taken, extras={name: value[rows] for name, value in self.extras.items()})
 
+    @staticmethod
+    def cat(batches: Sequence[TokenBatch]) -> TokenBatch:
+        """The rows of several batches in one, padded on the right to the longest.
+
+        A batch without ``source`` counts as :data:`ON_POLICY`. What only some of the batches have is 0 in the rows of
+        the others (ids: -1, ``rollout_weights``: 1). Global counts are dropped: see :meth:`counts`.
+
+        Raises:
+            ValueError: No batch, or extras of shapes that do not fit.
+
+        >>> one, two = (TokenBatch(log_probs=torch.zeros(1, n), mask=torch.tensor([[True] * n])) for n in (1, 2))
+        >>> TokenBatch.cat([one, two.replace(source=torch.tensor([REPLAY]))]).source
+        tensor([0, 2])
+        """
+        if not batches:
+            raise ValueError("batches: expected at least one, got none")
+        masks = [batch.mask for batch in batches]
+        fills = {**dict.fromkeys((*_IDS, *_ROW_IDS), -1), "rollout_weights": 1, "source": ON_POLICY}
+        joined: dict[str, Any] = {}
+        for name in ("mask", *_PER_TOKEN, *_IDS, *_PER_ROW):
+            values = [getattr(batch, name) for batch in batches]
+            if any(value is not None for value in values):
+                joined[name] = _cat(name, values, masks, fills.get(name, 0))
+        joined["extras"] = {
+            name: _cat(f"extras[{name!r}]", [batch.extras.get(name) for batch in batches], masks, 0)
+            for name in dict.fromkeys(name for batch in batches for name in batch.extras)
+        }
+        return batches[0].replace(**joined, num_tokens=None, num_sequences=None)
+
     def only(self, source: int) -> TokenBatch:
         """The same rows with a mask that is empty outside one source, and that source's counts.
 
@@ -265,6 +294,25 @@ def _of_source(count: Tensor | float | None, source: int) -> Tensor | float | No
     return count[source] if isinstance(count, Tensor) and count.ndim == 1 else count
 
 
+def _cat(name: str, values: Sequence[Tensor | None], masks: Sequence[Tensor], fill: float) -> Tensor:
+    """One field of several batches under one another: a value per token is padded, a missing one filled up."""
+    known, like = next((value, mask) for value, mask in zip(values, masks, strict=True) if value is not None)
+    per_token = known.shape[:2] == like.shape
+    length, tail = max(mask.shape[1] for mask in masks), known.shape[2 if per_token else 1 :]
+    parts = []
+    for value, mask in zip(values, masks, strict=True):
+        whole = known.new_full((len(mask), *((length,) if per_token else ()), *tail), fill)
+        if value is not None:
+            into = whole[:, : mask.shape[1]] if per_token else whole
+            if into.shape != value.shape:
+                raise ValueError(
+                    f"{name}: expected shape {tuple(into.shape)}, as in other batches, got {tuple(value.shape)}"
+                )
+            into.copy_(value)
+        parts.append(whole)
+    return torch.cat(parts)
+
+
 def _like_tokens(x: Tensor, mask: Tensor) -> bool:
     return x.is_floating_point() and x.shape == mask.shape
 
@@ -272,6 +320,23 @@ def _like_tokens(x: Tensor, mask: Tensor) -> bool:
 def widen(x: Tensor) -> Tensor:
     """Float32 for half precision; anything else as it is."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Rows of earlier steps that a part hands back, see :meth:`Part.replay`.
+
+    Attributes:
+        batch: The rows, of source :data:`REPLAY`: old log-probabilities, advantages, rewards, mask. ``log_probs`` are
+            the old ones until the trainer has computed those of the current policy.
+        payload: What the trainer gave with each row, padded on the right with 0, by name, ``(B, W)``.
+        separate: Train on these rows in optimizer steps of their own, after the others of each pass; otherwise
+            together with the rows sampled for this step.
+    """
+
+    batch: TokenBatch
+    payload: Mapping[str, Tensor] = field(default_factory=dict)
+    separate: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from infotorch.core._checks import check_choice, did_you_mean
 from infotorch.losses import registry
-from infotorch.losses.batch import ON_POLICY, LossOutput, TokenBatch
+from infotorch.losses.batch import ON_POLICY, LossOutput, Replay, TokenBatch
 from infotorch.losses.ppo import AggregationLike
 from infotorch.losses.registry import AuxiliarySampling, Part, Temperatures
 
 Spec = str | Mapping[str, Any] | Part
+Rows = Sequence[Tensor] | Tensor
 
 # Methods that are a setting of parts rather than a part of their own. Every registered part is a recipe too:
 # see `recipe`.
@@ -103,6 +104,9 @@ class Recipe(nn.Module):
             for other, reason in registry.info(name).conflicts.items():
                 if other in names:
                     raise ValueError(f"recipe: {name!r} and {other!r} contradict each other: {reason}")
+        keepers = [part.info.name for part in self.parts() if part.replays]
+        if len(keepers) > 1:
+            raise ValueError(f"recipe: expected at most one part that replays rows, got {', '.join(keepers)}")
 
     def parts(self) -> list[Part]:
         """All parts, in the order in which they act."""
@@ -131,6 +135,11 @@ class Recipe(nn.Module):
     def required(self) -> frozenset[str]:
         """Optional fields of :class:`TokenBatch` that some part reads."""
         return frozenset(name for part in self.parts() for name in part.info.requires)
+
+    @property
+    def replays(self) -> bool:
+        """Whether some part trains on rows of earlier steps, so that :meth:`replay` has something to do."""
+        return any(part.replays for part in self.parts())
 
     @property
     def token_options(self) -> dict[str, Any]:
@@ -225,6 +234,31 @@ class Recipe(nn.Module):
                 for part in parts:
                     part.observe(_view(part, batch))
         return batch
+
+    def replay(self, batch: TokenBatch, payload: Mapping[str, Rows] | None = None) -> Replay | None:
+        """Hand a prepared rollout batch to the part that replays, and take the rows it wants repeated.
+
+        For trainers, once after every :meth:`prepare`. The rows that come back are trained on either together with
+        the batch (:meth:`TokenBatch.cat`) or in optimizer steps of their own, as :class:`Replay` says.
+
+        Args:
+            batch: What :meth:`prepare` returned.
+            payload: By name one vector per row of the batch: whatever it takes to compute its log-probabilities again.
+
+        Raises:
+            ValueError: A payload with another number of rows.
+        """
+        payload = {} if payload is None else payload
+        for name, rows in payload.items():
+            if len(rows) != len(batch.mask):
+                raise ValueError(f"payload[{name!r}]: expected {len(batch.mask)} rows, got {len(rows)}")
+        if batch.source is not None:
+            own = (batch.source == ON_POLICY).nonzero().squeeze(1)
+            payload = {name: [rows[i] for i in own.tolist()] for name, rows in payload.items()}
+            batch = batch.select(own)
+        with torch.no_grad():
+            ragged = {name: list(rows) for name, rows in payload.items()}
+            return next((part.replay(batch, ragged) for part in self.parts() if part.replays), None)
 
     def _shaped(self, batch: TokenBatch) -> dict[str, Tensor]:
         """Rewards and advantages of the rows sampled for this step; the others keep theirs, or get 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infotorch.core._checks import check_choice, check_range, did_you_mean
-from infotorch.losses.batch import ON_POLICY, TokenBatch
+from infotorch.losses.batch import ON_POLICY, Replay, TokenBatch
 
 KINDS = ("reward", "advantage", "policy", "regularizer")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -245,6 +245,23 @@ class Part(nn.Module):
 
         Only where :attr:`sees_step` holds.
         """
+
+    def replay(self, batch: TokenBatch, payload: Mapping[str, Sequence[Tensor]]) -> Replay | None:
+        """Called once per rollout batch, after :meth:`observe`; parts that train on earlier rows override it.
+
+        Args:
+            batch: The rows sampled for this step, with their advantages. What is worth repeating is to be copied.
+            payload: What the trainer needs to compute log-probabilities of a row again, by name: a vector per row.
+
+        Returns:
+            Rows to train on in this step, or None.
+        """
+        return None
+
+    @property
+    def replays(self) -> bool:
+        """Whether this part overrides :meth:`replay`."""
+        return type(self).replay is not Part.replay
 
     def after_step(self) -> None:
         """Called once after every optimizer step; parts with a controller override it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infotorch.losses import TokenBatch
+from infotorch.losses import REPLAY, TokenBatch
 
 B, T = 4, 3
 
@@ -120,3 +120,57 @@ def test_sampling_entropy_can_be_required() -> None:
 def test_an_unknown_source_is_refused() -> None:
     with pytest.raises(ValueError, match="source: expected 0, 1 or 2 in every row"):
         make(source=torch.tensor([0, 1, 2, 3]))
+
+
+def test_cat_pads_and_fills_up() -> None:
+    long = make(
+        advantages=torch.ones(B),
+        turn=torch.zeros(B, T, dtype=torch.long),
+        group=torch.arange(B),
+        rollout_weights=torch.full((B, T), 2.0),
+        extras={"bonus": torch.ones(B, T), "tool_turns": torch.arange(B), "hidden": torch.ones(B, T, 5)},
+        num_tokens=9.0,
+    )
+    leaf = torch.full((2, 1), -3.0, requires_grad=True)
+    short = TokenBatch(
+        log_probs=leaf,
+        mask=torch.tensor([[True], [False]]),
+        entropy=torch.full((2, 1), 0.5),
+        source=torch.full((2,), REPLAY),
+        extras={"bonus": torch.full((2, 1), 4.0)},
+    )
+    whole = TokenBatch.cat([long, short])
+    assert whole.source.tolist() == [0] * B + [REPLAY] * 2
+    assert whole.mask[B:].tolist() == [[True, False, False], [False, False, False]]
+    assert whole.log_probs[B:].tolist() == [[-3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert whole.entropy[:B].eq(0).all()
+    assert whole.group.tolist() == [0, 1, 2, 3, -1, -1]
+    assert whole.turn[B:].eq(-1).all()
+    assert whole.rollout_weights[B:].tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert whole.extras["bonus"][B:].tolist() == [[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert whole.extras["tool_turns"].tolist() == [0, 1, 2, 3, 0, 0]
+    assert whole.extras["hidden"].shape == (B + 2, T, 5)
+    assert whole.num_tokens is None
+    whole.log_probs.sum().backward()
+    assert leaf.grad.tolist() == [[1.0], [0.0]]
+    assert TokenBatch.cat([long, long]).source is None
+    with pytest.raises(ValueError, match="batches: expected at least one, got none"):
+        TokenBatch.cat([])
+    with pytest.raises(ValueError, match=r"extras\['tool_turns'\]: expected shape \(2, 7\), as in other batches"):
+        TokenBatch.cat(
+            [
+                long.replace(extras={"tool_turns": torch.zeros(B, 7)}),
+                short.replace(extras={"tool_turns": torch.zeros(2)}),
+            ]
+        )
+
+
+def test_counts_by_source_are_what_each_source_divides_by() -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]]).bool()
+    batch = make(mask=mask)
+    assert tuple(batch.counts()) == (6, 3)
+    mixed = batch.replace(source=torch.tensor([0, 2, 0, 2]))
+    assert [x.tolist() for x in mixed.counts()] == [[3, 0, 3], [1, 0, 2]]
+    tokens, rows = mixed.counts()
+    own = mixed.replace(num_tokens=tokens, num_sequences=rows).only(REPLAY)
+    assert (own.num_tokens, own.num_sequences) == (3, 2)

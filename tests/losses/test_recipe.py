@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from batches import fields, make
+from repeater import Repeater
 
 from infotorch.core import aggregate
 from infotorch.losses import (
@@ -329,3 +330,22 @@ def test_a_schedule_counts_rollout_batches() -> None:
     for expected in (5, 6, 7):
         part.start_rollout()
         assert part.step == expected
+
+
+def test_replay_gets_the_rows_of_this_step_and_their_payload() -> None:
+    r = Recipe("ppo", advantage="grpo", regularizers=[Repeater()])
+    assert r.replays
+    assert not recipe("grpo").replays
+    assert recipe("grpo").replay(rollout()) is None
+    source = torch.tensor([ON_POLICY] * 4 + [AUXILIARY] * 4)
+    batch = r.prepare(rollout(source=source, log_probs=rollout().log_probs.detach()))
+    found = r.replay(batch, {"row": [torch.full((i + 1,), i) for i in range(8)]})
+    assert found.batch.source.tolist() == [REPLAY] * 2
+    torch.testing.assert_close(found.batch.log_probs, batch.old_log_probs[[0, 2]])
+    assert found.payload["row"].tolist() == [[0, 0, 0], [2, 2, 2]]
+    with pytest.raises(ValueError, match=r"payload\['row'\]: expected 8 rows, got 3"):
+        r.replay(batch, {"row": [torch.zeros(1)] * 3})
+    again = Repeater()
+    again.info = dataclasses.replace(again.info, name="kl")
+    with pytest.raises(ValueError, match="expected at most one part that replays rows"):
+        Recipe("ppo", regularizers=[Repeater(), again])
