@@ -126,5 +126,4 @@ def logit_scale(config: Any) -> float:
 def whole(parameter: Tensor) -> Tensor:
     """The full tensor of a parameter that FSDP shards."""
     gather: Any = getattr(parameter, "full_tensor", None)
-    full: Any = gather() if callable(gather) else parameter
-    return full
+    return gather() if callable(gather) else parameter

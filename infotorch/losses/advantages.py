@@ -16,7 +16,6 @@ from torch import Tensor
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import segment_ids
-from infotorch.losses._groups import Groups
 from infotorch.losses.batch import TokenBatch, widen
 from infotorch.losses.registry import Part, register
 
@@ -40,7 +39,10 @@ def uniform_groups(rewards: Tensor, group: Tensor) -> Tensor:
     >>> uniform_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]))
     tensor([ True,  True, False, False])
     """
-    return Groups(group).uniform(rewards)
+    index = group_index(group)
+    low = torch.full_like(rewards, torch.inf).scatter_reduce(0, index, rewards, "amin")
+    high = torch.full_like(rewards, -torch.inf).scatter_reduce(0, index, rewards, "amax")
+    return (low == high)[index]
 
 
 def group_advantages(
@@ -80,13 +82,18 @@ def group_advantages(
     check_choice("singleton", singleton, ("raw", "zero"))
     check_range("eps", eps, 0.0)
     rewards = widen(rewards.detach())
-    groups = Groups(group)
-    alone = groups.size == 1
-    centered = rewards - torch.where(alone, 0.0, groups.mean(rewards))
+    index = group_index(group)
+    zeros = torch.zeros_like(rewards)
+    count = zeros.index_add(0, index, torch.ones_like(rewards))[index]
+    alone = count == 1
+    mean = zeros.index_add(0, index, rewards)[index] / count
+    centered = rewards - torch.where(alone, 0.0, mean)
     # A group of equal rewards is exactly 0, not its rounding error divided by eps.
-    centered = torch.where(groups.uniform(rewards) & ~alone, 0.0, centered)
+    centered = torch.where(uniform_groups(rewards, group) & ~alone, 0.0, centered)
     if scale == "group":
-        centered = centered / (torch.where(alone, 1.0, groups.std(rewards)) + eps)
+        squares = zeros.index_add(0, index, centered.square())[index]
+        std = torch.where(alone, 1.0, (squares / (count - 1).clamp(min=1)).sqrt())
+        centered = centered / (std + eps)
     elif scale == "batch":
         pool = distributed.gather_cat(rewards) if across_ranks else rewards
         std = pool.std() if pool.numel() > 1 else torch.ones_like(pool[0])

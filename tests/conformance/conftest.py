@@ -26,11 +26,11 @@ class Case:
 
     name: str
     params: dict[str, Any]
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
     seen: set[str] = field(default_factory=set)
 
-    def out(self, name: str) -> Any:
+    def out(self, name: str) -> Tensor:
         """An expected output."""
         self.seen.add(name)
         return self.outputs[name]
@@ -66,9 +66,7 @@ def load(slug: str) -> dict[str, Case]:
             else:
                 direction, _, field_name = rest.partition("/")
                 target = {"in": case.inputs, "out": case.outputs}[direction]
-                value = archive[key]
-                # Texts (answers, labels) stay numpy arrays.
-                target[field_name] = value if value.dtype.kind == "U" else torch.as_tensor(value)
+                target[field_name] = torch.as_tensor(archive[key])
     return cases
 
 
