@@ -40,6 +40,7 @@ nb_execution_timeout = 600
 nb_execution_show_tb = True
 nb_merge_streams = True
 
+autodoc_mock_imports = ["transformers", "trl"]  # what only adapters need
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

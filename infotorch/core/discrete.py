@@ -20,6 +20,7 @@ from torch import Tensor
 from infotorch.core._checks import check_choice, check_range, check_tensor
 from infotorch.core._nsb import nsb_mean
 from infotorch.core._samples import check_paired, discrete_columns
+from infotorch.core.reduce import segment_count, segment_ids, segment_mean
 
 
 def plugin_entropy(counts: Tensor) -> Tensor:
@@ -279,6 +280,71 @@ def discrete_conditional_mutual_information(
     check_paired(x=x, y=y, z=z)
     h = (discrete_entropy(*columns, estimator=estimator, **options) for columns in ((x, z), (y, z), (x, y, z), (z,)))
     return next(h) + next(h) - next(h) - next(h)
+
+
+MISSING = ("equal", "distinct")
+
+
+def answer_shares(answers: Tensor, group: Tensor, *, missing: str = "equal") -> Tensor:
+    r"""For every sample, the share of its group's samples that gave the same answer.
+
+    Args:
+        answers: Integer ids of the answers, shape ``(n,)``; equal ids are equal answers, -1 stands for none.
+        group: Integer ids of the questions, shape ``(n,)``.
+        missing: Samples without an answer: ``"equal"``, all give the same one; ``"distinct"``, each gives its own.
+
+    Returns:
+        float64, shape ``(n,)``.
+
+    Raises:
+        TypeError: Ids that are no integers.
+        ValueError: Shapes that differ, unknown ``missing``.
+
+    >>> answer_shares(torch.tensor([4, 4, 9, 4]), torch.tensor([0, 0, 0, 1]))
+    tensor([0.6667, 0.6667, 0.3333, 1.0000], dtype=torch.float64)
+    """
+    check_choice("missing", missing, MISSING)
+    for name, x in (("answers", answers), ("group", group)):
+        if check_tensor(name, x).is_floating_point() or x.dtype == torch.bool:
+            raise TypeError(f"{name}: expected integers, got {x.dtype}")
+        if x.shape != group.shape or x.ndim != 1:
+            raise ValueError(
+                f"answers, group: expected one shape (n,), got {tuple(answers.shape)} and {tuple(x.shape)}"
+            )
+    keys = [group, answers]
+    if missing == "distinct":
+        rows = torch.arange(answers.numel(), device=answers.device)
+        keys.append(torch.where(answers == -1, rows, -1))
+    same, question = segment_ids(*keys), segment_ids(group)
+    return segment_count(same)[same].double() / segment_count(question)[question]
+
+
+def answer_entropy(answers: Tensor, group: Tensor, *, base: float = math.e, missing: str = "equal") -> Tensor:
+    r"""How much the sampled answers to a question disagree: :math:`H = -\sum_a p_a \log p_a`, plug-in.
+
+    :math:`p_a` is the share of the group's samples that answered ``a``. 0 for one answer, the logarithm of the number
+    of samples when no two agree. Fixed shapes, so that it compiles.
+
+    Args:
+        answers: See :func:`answer_shares`, like the next.
+        group: Ids of the questions.
+        base: Base of the logarithm; e gives nats, 2 bits.
+        missing: See :func:`answer_shares`.
+
+    Returns:
+        float64, shape ``(n,)``: each sample's group's.
+
+    Raises:
+        ValueError: ``base`` not above 1, or what :func:`answer_shares` raises.
+
+    >>> answer_entropy(torch.tensor([4, 4, 9, 8, 7]), torch.tensor([0, 0, 0, 0, 1]), base=2)
+    tensor([1.5000, 1.5000, 1.5000, 1.5000, 0.0000], dtype=torch.float64)
+    """
+    check_range("base", base, 1.0, low_open=True)
+    shares = answer_shares(answers, group, missing=missing)
+    question = segment_ids(group)
+    # The mean over samples of -log p of their own answer; 1/p first, so that agreement is +0.
+    return segment_mean(shares.reciprocal().log(), question)[question] / math.log(base)
 
 
 def _counts(counts: Tensor, *, whole: bool = False) -> Tensor:

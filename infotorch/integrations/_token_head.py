@@ -126,4 +126,5 @@ def logit_scale(config: Any) -> float:
 def whole(parameter: Tensor) -> Tensor:
     """The full tensor of a parameter that FSDP shards."""
     gather: Any = getattr(parameter, "full_tensor", None)
-    return gather() if callable(gather) else parameter
+    full: Any = gather() if callable(gather) else parameter
+    return full

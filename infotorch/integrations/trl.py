@@ -173,8 +173,10 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
             value = getattr(prepared, name)
             if value is not None:
                 output[_PREFIX + name] = value
-        for name, value in extras.items():
-            output[f"{_PREFIX}extras/{name}"] = value
+        # The caller's extras, and what parts keep there for their losses (statistics of whole groups).
+        for name, value in prepared.extras.items():
+            if name not in fields:
+                output[f"{_PREFIX}extras/{name}"] = value
         return output
 
     @torch.no_grad()
@@ -391,7 +393,9 @@ def _cut(batch: TokenBatch, length: int) -> TokenBatch:
             changes[name] = value[:, :length]
     for name in ("entropy", "top_p_entropy", "ref_log_probs", "tokens", "rollout_weights"):
         changes[name] = None
-    return batch.replace(**changes, extras={})
+    whole = batch.mask.shape
+    extras = {name: x[:, :length] if x.shape[:2] == whole else x for name, x in batch.extras.items()}
+    return batch.replace(**changes, extras=extras)
 
 
 def _check(recipe: Recipe, config: Any, answers: Any, extras: Any) -> None:

@@ -20,6 +20,15 @@ from infotorch.losses.advantages import (
 )
 from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Replay, TokenBatch
 from infotorch.losses.cispo import CISPO, cispo
+from infotorch.losses.copo import (
+    COPO,
+    COPOAdvantages,
+    blended_policy_loss,
+    copo,
+    copo_advantages,
+    copo_weight,
+    prompt_advantages,
+)
 from infotorch.losses.cov_entropy import (
     ClipCov,
     EntropyLaw,
@@ -59,6 +68,7 @@ from infotorch.losses.sapo import SAPO, sapo
 __all__ = [
     "AUXILIARY",
     "CISPO",
+    "COPO",
     "GRPO",
     "GSPO",
     "ON_POLICY",
@@ -67,6 +77,7 @@ __all__ = [
     "SAPO",
     "AdaptiveEntropyBonus",
     "AuxiliarySampling",
+    "COPOAdvantages",
     "ClipCov",
     "DrGRPO",
     "EntropyBonus",
@@ -84,9 +95,13 @@ __all__ = [
     "ScheduledPart",
     "TokenBatch",
     "adaptive_entropy_bonus",
+    "blended_policy_loss",
     "build",
     "cispo",
     "clip_cov",
+    "copo",
+    "copo_advantages",
+    "copo_weight",
     "dr_grpo_advantage",
     "entropy_bonus",
     "entropy_covariance",
@@ -107,6 +122,7 @@ __all__ = [
     "ppo",
     "predicted_entropy_change",
     "presets",
+    "prompt_advantages",
     "recipe",
     "recipe_names",
     "register",

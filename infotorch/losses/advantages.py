@@ -16,6 +16,7 @@ from torch import Tensor
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import segment_ids
+from infotorch.losses._groups import Groups
 from infotorch.losses.batch import TokenBatch, widen
 from infotorch.losses.registry import Part, register
 
@@ -39,10 +40,7 @@ def uniform_groups(rewards: Tensor, group: Tensor) -> Tensor:
     >>> uniform_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]))
     tensor([ True,  True, False, False])
     """
-    index = group_index(group)
-    low = torch.full_like(rewards, torch.inf).scatter_reduce(0, index, rewards, "amin")
-    high = torch.full_like(rewards, -torch.inf).scatter_reduce(0, index, rewards, "amax")
-    return (low == high)[index]
+    return Groups(group).uniform(rewards)
 
 
 def group_advantages(
@@ -82,23 +80,18 @@ def group_advantages(
     check_choice("singleton", singleton, ("raw", "zero"))
     check_range("eps", eps, 0.0)
     rewards = widen(rewards.detach())
-    index = group_index(group)
-    zeros = torch.zeros_like(rewards)
-    count = zeros.index_add(0, index, torch.ones_like(rewards))[index]
-    alone = count == 1
-    mean = zeros.index_add(0, index, rewards)[index] / count
-    centered = rewards - torch.where(alone, 0.0, mean)
-    # A group of equal rewards is exactly 0, not its rounding error divided by eps.
-    centered = torch.where(uniform_groups(rewards, group) & ~alone, 0.0, centered)
+    groups = Groups(group)
+    alone = groups.size == 1
+    centered = rewards - torch.where(alone, 0.0, groups.mean(rewards))
     if scale == "group":
-        squares = zeros.index_add(0, index, centered.square())[index]
-        std = torch.where(alone, 1.0, (squares / (count - 1).clamp(min=1)).sqrt())
-        centered = centered / (std + eps)
+        centered = centered / (torch.where(alone, 1.0, groups.std(rewards)) + eps)
     elif scale == "batch":
         pool = distributed.gather_cat(rewards) if across_ranks else rewards
         std = pool.std() if pool.numel() > 1 else torch.ones_like(pool[0])
         centered = centered / (std + eps)
-    return torch.where(alone, 0.0, centered) if singleton == "zero" else centered
+    # A group of equal rewards is exactly 0, not its rounding error divided by eps, nor 0/0 without one.
+    nothing = groups.uniform(rewards) & (True if singleton == "zero" else ~alone)
+    return torch.where(nothing, 0.0, centered)
 
 
 def _spread(batch: TokenBatch, advantages: Tensor) -> Tensor:

@@ -227,10 +227,13 @@ class Recipe(nn.Module):
         with torch.no_grad():
             shaped = self._shaped(batch)
         batch = batch.replace(**shaped)
+        live = {name: getattr(batch, name) for name in ("log_probs", "entropy", "top_p_entropy")}
         with torch.no_grad():
             for part in parts:
                 batch = part.rearrange(batch)
-            if self.training:
+        batch = batch.replace(**live)  # copies made without gradient have lost theirs
+        if self.training:
+            with torch.no_grad():
                 for part in parts:
                     part.observe(_view(part, batch))
         return batch
@@ -292,6 +295,8 @@ class Recipe(nn.Module):
             added: LossOutput = part(_view(part, batch))
             loss, per_token = loss + added.loss, per_token + added.per_token
             metrics.update(added.metrics)
+        for part in self.parts():
+            metrics.update(part.rollout_metrics())
         metrics["loss"] = loss.detach()
         return LossOutput(loss, per_token, metrics)
 

@@ -224,8 +224,8 @@ class Part(nn.Module):
     def rearrange(self, batch: TokenBatch) -> TokenBatch:
         """Called once per rollout batch, after its advantages were formed.
 
-        Parts that let rows change their source, or give auxiliary rows an advantage, override it. Rows stay
-        where they are.
+        Parts that let rows change their source, or give auxiliary rows an advantage, override it, and parts whose
+        loss needs statistics of whole groups, which they keep in ``extras``. Rows stay where they are.
         """
         return batch
 
@@ -234,6 +234,10 @@ class Part(nn.Module):
 
         The batch holds the complete groups of this process and everything the recipe was given, before any update.
         """
+
+    def rollout_metrics(self) -> Mapping[str, Tensor]:
+        """Detached scalars about the present rollout batch; a recipe adds them to its loss's metrics."""
+        return {}
 
     @property
     def sees_step(self) -> bool:

@@ -26,11 +26,11 @@ class Case:
 
     name: str
     params: dict[str, Any]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
     seen: set[str] = field(default_factory=set)
 
-    def out(self, name: str) -> Tensor:
+    def out(self, name: str) -> Any:
         """An expected output."""
         self.seen.add(name)
         return self.outputs[name]
@@ -66,7 +66,9 @@ def load(slug: str) -> dict[str, Case]:
             else:
                 direction, _, field_name = rest.partition("/")
                 target = {"in": case.inputs, "out": case.outputs}[direction]
-                target[field_name] = torch.as_tensor(archive[key])
+                value = archive[key]
+                # Texts (answers, labels) stay numpy arrays.
+                target[field_name] = value if value.dtype.kind == "U" else torch.as_tensor(value)
     return cases
 
 

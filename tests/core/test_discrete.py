@@ -197,3 +197,48 @@ def test_errors():
         D.discrete_mutual_information(torch.tensor([1, 2]), torch.tensor([1]))
     with pytest.raises(ValueError, match="columns: expected at least one, got none"):
         D.joint_codes()
+
+
+@pytest.mark.parametrize("missing", ["equal", "distinct"])
+def test_answers_of_each_question_against_scipy(missing):
+    answers, group = integers(60, 5, 0) - 1, integers(60, 7, 1) - 3
+    found = D.answer_entropy(answers, group, base=2, missing=missing)
+    shares = D.answer_shares(answers, group, missing=missing)
+    for row in range(60):
+        own = answers[group == group[row]].tolist()
+        if missing == "distinct":
+            own = [a if a != -1 else f"none {i}" for i, a in enumerate(own)]
+        counts = np.unique(np.array([str(a) for a in own]), return_counts=True)[1]
+        assert float(found[row]) == pytest.approx(stats.entropy(counts, base=2), abs=1e-12)
+        if answers[row] != -1 or missing == "equal":
+            assert float(shares[row]) == pytest.approx(own.count(int(answers[row])) / len(own))
+        else:
+            assert float(shares[row]) == pytest.approx(1 / len(own))
+
+
+def test_agreement_is_plus_zero_and_full_disagreement_the_logarithm():
+    agree = D.answer_entropy(torch.tensor([3, 3, 3]), torch.zeros(3, dtype=torch.long))
+    assert torch.equal(agree, torch.zeros(3, dtype=torch.float64))
+    assert not agree.signbit().any()
+    failed = torch.full((4,), -1)
+    one = torch.zeros(4, dtype=torch.long)
+    assert float(D.answer_entropy(failed, one)[0]) == 0
+    assert float(D.answer_entropy(failed, one, missing="distinct")[0]) == pytest.approx(math.log(4))
+
+
+def test_answer_entropy_compiles():
+    answers, group = integers(12, 3, 0), integers(12, 4, 1)
+    compiled = torch.compile(D.answer_entropy, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(answers, group), D.answer_entropy(answers, group))
+
+
+def test_answers_refuse_what_cannot_be_ids():
+    ids = torch.zeros(3, dtype=torch.long)
+    with pytest.raises(TypeError, match=r"answers: expected integers, got torch\.float32"):
+        D.answer_entropy(torch.zeros(3), ids)
+    with pytest.raises(ValueError, match=r"expected one shape \(n,\)"):
+        D.answer_entropy(ids[:2], ids)
+    with pytest.raises(ValueError, match="missing: expected one of equal, distinct"):
+        D.answer_entropy(ids, ids, missing="none")
+    with pytest.raises(ValueError, match="base: expected a number in"):
+        D.answer_entropy(ids, ids, base=1.0)

@@ -117,6 +117,29 @@ def test_accumulation_changes_nothing(tmp_path, name) -> None:
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4, abs=1e-6)
 
 
+def test_statistics_of_whole_groups_survive_micro_batches(tmp_path) -> None:
+    """COPO's prompt advantages need all prompts; micro-batches of two hold half a group."""
+    runs = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        t = trainer(
+            tmp_path,
+            recipe("copo", midpoint=0.5),
+            answers=lambda completions: [str(text)[:1] or None for text in completions],
+            options={
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": accumulation,
+                "max_steps": 2,
+                "learning_rate": 1e-2,
+                "max_grad_norm": 0.0,
+                "optim": "sgd",
+            },
+        )
+        t.train()
+        runs.append(parameters(t))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(runs[0], torch.cat([p.detach().flatten() for p in tiny.model().parameters()]), atol=1e-4)
+
+
 def test_metrics_reach_the_logs(tmp_path) -> None:
     t = trainer(tmp_path, recipe("clip_cov", ratio=0.1, lower=0.0))
     t.train()

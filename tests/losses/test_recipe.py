@@ -256,6 +256,23 @@ def test_auxiliary_samples_are_asked_for_by_one_part() -> None:
         Recipe(other, advantage="grpo", regularizers=[asking]).auxiliary(batch)
 
 
+def test_rearranged_rows_keep_their_gradient_and_statistics_reach_the_metrics() -> None:
+    class Noting(Recorder):
+        def rearrange(self, batch: TokenBatch) -> TokenBatch:
+            return batch.replace(extras={"kept": batch.mask.sum(1)})
+
+        def rollout_metrics(self) -> dict[str, torch.Tensor]:
+            return {"noted": torch.tensor(3.0)}
+
+    r = Recipe("ppo", advantage="grpo", regularizers=[Noting()])
+    batch = r.prepare(rollout())
+    out = r(batch)
+    (grad,) = torch.autograd.grad(out.loss, batch.log_probs)
+    assert grad.any()
+    assert out.metrics["noted"] == 3
+    assert torch.equal(batch.select(slice(2, 4)).extras["kept"], batch.mask[2:4].sum(1))
+
+
 def test_prompts_sampled_again_do_not_depend_on_how_a_batch_is_split() -> None:
     plan = AuxiliarySampling(1.0, fraction=0.3)
     ids = torch.arange(1000)

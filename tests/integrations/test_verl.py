@@ -1,0 +1,348 @@
+"""The adapter against verl's own registry, losses, advantages and training worker."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+pytest.importorskip("tensordict")
+tiny = pytest.importorskip("tiny")
+
+from tensordict import TensorDict  # noqa: E402
+from verl.trainer.ppo import core_algos  # noqa: E402
+from verl.utils import tensordict_utils as tu  # noqa: E402
+from verl.utils.profiler import DistProfiler  # noqa: E402
+from verl.workers.config import FSDPActorConfig  # noqa: E402
+from verl.workers.engine.base import BaseEngine  # noqa: E402
+from verl.workers.utils import losses as verl_losses  # noqa: E402
+from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
+
+from infotorch.core import token_stats  # noqa: E402
+from infotorch.integrations import verl as ours  # noqa: E402
+from infotorch.losses import TokenBatch, recipe, recipe_names  # noqa: E402
+
+MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+B, T = 6, 5
+
+
+def actor_config(**options) -> FSDPActorConfig:
+    return FSDPActorConfig(
+        strategy="fsdp",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=2,
+        ppo_mini_batch_size=B,
+        use_dynamic_bsz=False,
+        **options,
+    )
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    log_prob = -torch.rand(B, T, generator=g, dtype=torch.float64) * 2
+    return {
+        "old_log_prob": log_prob + 0.4 * torch.randn(B, T, generator=g, dtype=torch.float64),
+        "log_prob": log_prob,
+        "advantages": torch.randn(B, T, generator=g, dtype=torch.float64),
+        "response_mask": torch.arange(T) < torch.tensor([5, 3, 1, 4, 5, 2])[:, None],
+    }
+
+
+def call(name: str, mode: str, info: dict, **more):
+    values = tensors()
+    leaf = values["log_prob"].requires_grad_()
+    config = actor_config()
+    config.global_batch_info.update(info)
+    function = core_algos.get_policy_loss_fn(name)
+    loss, metrics = function(**values, loss_agg_mode=mode, config=config, **more)
+    (grad,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), grad, metrics
+
+
+def test_every_recipe_is_registered() -> None:
+    for name in recipe_names():
+        assert "infotorch/" + name in core_algos.POLICY_LOSS_REGISTRY
+        assert "infotorch/" + name in core_algos.ADV_ESTIMATOR_REGISTRY
+    assert ours.register_all() == ["infotorch/" + name for name in recipe_names()]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "info",
+    [{}, {"dp_size": 2, "batch_num_tokens": 37, "global_batch_size": 11}, {"loss_scale_factor": 9}],
+    ids=["local", "global", "constant"],
+)
+def test_ppo_equals_vanilla_in_every_aggregation(mode, info) -> None:
+    weights = torch.rand(B, T, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for more in ({}, {"rollout_is_weights": weights}):
+        theirs = call("vanilla", mode, info, **more)
+        found = call("infotorch/ppo", mode, info, **more)
+        # verl divides by a float32 count in the one mode that takes means of rows.
+        tolerance = {"rtol": 1e-6 if mode == "seq-mean-token-mean" else 1e-9, "atol": 1e-12}
+        torch.testing.assert_close(found[0], theirs[0], **tolerance)
+        torch.testing.assert_close(found[1], theirs[1], **tolerance)
+    assert found[2]["actor/infotorch/clip_fraction"] == pytest.approx(theirs[2]["actor/pg_clipfrac"])
+    assert all(key.startswith("actor/") and isinstance(value, float) for key, value in found[2].items())
+
+
+@pytest.mark.parametrize("name", ["cispo", "sapo", "gspo"])
+def test_other_losses_of_verl(name) -> None:
+    mode = "seq-mean-token-mean"
+    clip = {"clip_low": 0.2, "clip_high": 0.2} if name == "gspo" else {}
+    full = ours.register(f"test-{name}", name, **clip)
+    info = {"dp_size": 2, "batch_num_tokens": 37, "global_batch_size": 11}
+    theirs, found = call(name, mode, info), call(full, mode, info)
+    torch.testing.assert_close(found[0], theirs[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found[1], theirs[1], rtol=1e-6, atol=1e-9)
+
+
+def test_kl_cov() -> None:
+    full = ours.register("test-kl-cov", "kl_cov", ratio=0.1, coef=0.1)
+    config = {"policy_loss": {"kl_cov_ratio": 0.1, "ppo_kl_coef": 0.1}}
+    values = tensors()
+    actor = actor_config(policy_loss=_policy_config(**config["policy_loss"]))
+    theirs, _ = core_algos.get_policy_loss_fn("kl_cov")(**values, loss_agg_mode="token-mean", config=actor)
+    found, _ = core_algos.get_policy_loss_fn(full)(**values, loss_agg_mode="token-mean", config=actor)
+    # verl divides its means by the count plus 1e-8.
+    torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-9)
+
+
+def _policy_config(**options):
+    from verl.workers.config.actor import PolicyLossConfig
+
+    return PolicyLossConfig(loss_mode="kl_cov", **options)
+
+
+@pytest.mark.parametrize(("norm", "name"), [(True, "grpo"), (False, "dr_grpo")])
+def test_advantages_equal_verls_grpo(norm, name) -> None:
+    g = torch.Generator().manual_seed(0)
+    mask = tensors()["response_mask"]
+    scores = torch.zeros(B, T, dtype=torch.float64)
+    scores[:, 0] = torch.randn(B, generator=g, dtype=torch.float64)
+    uid = np.array(["b", "a", "b", "a", "b", "a"], dtype=object)
+    theirs, _ = core_algos.compute_grpo_outcome_advantage(scores, mask, uid, norm_adv_by_std_in_grpo=norm)
+    function = core_algos.get_adv_estimator_fn("infotorch/" + name)
+    found, returns = function(token_level_rewards=scores, response_mask=mask, index=uid, config=None)
+    torch.testing.assert_close(found, theirs * mask)
+    assert torch.equal(found, returns)
+
+
+def test_advantages_see_the_batch() -> None:
+    from verl import DataProto
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+
+    ours.register("test-kl-reward", "kl_reward", coef=0.5)
+    mask = tensors()["response_mask"]
+    batch = {
+        "token_level_rewards": torch.rand(B, T, generator=torch.Generator().manual_seed(0)),
+        "response_mask": mask,
+        "old_log_probs": torch.full((B, T), -1.0),
+        "ref_log_prob": torch.rand(B, T, generator=torch.Generator().manual_seed(1)) - 2,
+        "responses": torch.ones(B, T, dtype=torch.long),
+    }
+    uid = np.array(list("aabbcc"), dtype=object)
+    data = DataProto.from_dict(batch, non_tensors={"uid": uid})
+    found = compute_advantage(data, adv_estimator="infotorch/test-kl-reward", config={}).batch["advantages"]
+    record = TokenBatch(
+        log_probs=batch["old_log_probs"],
+        ref_log_probs=batch["ref_log_prob"],
+        mask=mask,
+        rewards=(batch["token_level_rewards"] * mask).sum(1),
+        group=torch.arange(B) // 2,
+    )
+    torch.testing.assert_close(found, recipe("kl_reward", coef=0.5).prepare(record).advantages)
+
+
+def test_absent_entropy_is_loud() -> None:
+    with pytest.raises(ValueError, match=r"entropy_bonus needs TokenBatch\.entropy, which is missing"):
+        call("infotorch/entropy_bonus", "token-mean", {})
+    ours.register("test-bare", {"policy": "ppo"})
+    with pytest.raises(ValueError, match="forms no advantages"):
+        core_algos.get_adv_estimator_fn("infotorch/test-bare")(torch.zeros(B, T), torch.ones(B, T))
+
+
+def test_options_are_refused_at_registration() -> None:
+    with pytest.raises(ValueError, match="unknown option 'rato'"):
+        ours.register("wrong", "clip_cov", rato=0.1)
+    with pytest.raises(ValueError, match="options: expected none beside dict"):
+        ours.register("wrong", {"policy": "ppo"}, clip_low=0.1)
+    with pytest.raises(ValueError, match="name: expected one of"):
+        ours.current_recipe("infotorch/nothing")
+
+
+# -- verl's ppo_loss and training worker, with a CPU engine: verl's own engines run on CUDA and NPU only ---------------
+
+
+def rollout(seed: int = 0) -> TensorDict:
+    """Four prompts and responses as verl's trainer sends them to the actor."""
+    g = torch.Generator().manual_seed(seed)
+    rows, prompt, response = 4, 3, T
+    ids = torch.randint(2, 20, (rows, prompt + response), generator=g)
+    lengths = torch.tensor([5, 3, 4, 2])
+    mask = torch.arange(response) < lengths[:, None]
+    attention = torch.cat([torch.ones(rows, prompt, dtype=torch.bool), mask], 1).long()
+    position = (attention.cumsum(1) - 1).clamp(min=0)
+    data = TensorDict(
+        {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "response_mask": mask,
+            "position_ids": position,
+            "prompts": ids[:, :prompt],
+            "responses": ids[:, prompt:],
+            "advantages": torch.randn(rows, 1, generator=g).expand(rows, response) * mask,
+            "old_log_probs": torch.zeros(rows, response),
+        },
+        batch_size=[rows],
+    )
+    return data
+
+
+class CpuEngine(BaseEngine):
+    """What verl's FSDP engine does, on one process without sharding: micro-batches of two rows."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.module = tiny.model()
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1)
+        self.entropy = True
+
+    def train_mode(self, **_):
+        return contextlib.nullcontext()
+
+    eval_mode = train_mode
+
+    def optimizer_zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def optimizer_step(self) -> float:
+        self.optimizer.step()
+        return 0.0
+
+    def lr_scheduler_step(self) -> float:
+        return 0.1
+
+    def is_mp_src_rank_with_outputs(self) -> bool:
+        return True
+
+    def get_data_parallel_size(self) -> int:
+        return 1
+
+    def get_data_parallel_rank(self) -> int:
+        return 0
+
+    def get_data_parallel_group(self):
+        return torch.distributed.group.WORLD
+
+    def outputs(self, data: TensorDict) -> dict[str, torch.Tensor]:
+        ids, mask = data["input_ids"], data["attention_mask"]
+        stats = [token_stats(self.module(row[None]).logits[0], row.roll(-1)) for row in ids.unbind()]
+        assert len(mask) == len(stats)
+        nest = torch.nested.as_nested_tensor
+        found = {"log_probs": nest([s.log_probs for s in stats], layout=torch.jagged)}
+        if self.entropy:
+            found["entropy"] = nest([s.entropy for s in stats], layout=torch.jagged)
+        return found
+
+    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only: bool = False) -> dict:
+        tu.assign_non_tensor(data, batch_num_tokens=int(data["response_mask"].sum()), dp_size=1)
+        losses = []
+        for part in tu.chunk_tensordict(data, 2):
+            loss, metrics = loss_function(model_output=self.outputs(part), data=part, dp_group=None)
+            loss.backward()
+            losses.append(float(loss.detach()))
+        return {"model_output": {}, "loss": losses, "metrics": metrics}
+
+
+@pytest.fixture
+def worker(monkeypatch, tmp_path):
+    module = pytest.importorskip("verl.workers.engine_workers")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    made = object.__new__(module.TrainingWorker)
+    made.engine = CpuEngine()
+    made.engine_config = made.model_config = _Config()
+    made.profiler = DistProfiler(rank=0, config=None)
+    made._postprocess_output = lambda output, **_: tu.get_tensordict({}, {"metrics": output["metrics"]})
+    yield made
+    torch.distributed.destroy_process_group()
+
+
+class _Config:
+    use_dynamic_bsz = use_fused_kernels = forward_only = False
+    max_token_len_per_gpu, micro_batch_size_per_gpu = None, 2
+
+    def get(self, name, default=None):
+        return default
+
+
+def update(worker, loss_mode: str, data: TensorDict, config: FSDPActorConfig, epochs: int = 1) -> torch.Tensor:
+    from functools import partial
+
+    from verl.workers.config.actor import PolicyLossConfig
+
+    object.__setattr__(config, "policy_loss", PolicyLossConfig(loss_mode=loss_mode))
+    worker.loss_fn = partial(verl_losses.ppo_loss, config=config)
+    data = left_right_2_no_padding(data.clone())
+    tu.assign_non_tensor(data, mini_batch_size=4, epochs=epochs, seed=0, global_batch_size=4)
+    worker.train_mini_batch(data)
+    return torch.cat([p.detach().flatten() for p in worker.engine.module.parameters()])
+
+
+def sampled(worker, data: TensorDict, **more: torch.Tensor) -> TensorDict:
+    """With the log-probabilities of the policy as it is."""
+    with torch.no_grad():
+        stats = token_stats(worker.engine.module(data["input_ids"]).logits[:, 2:-1], data["responses"])
+    data["old_log_probs"] = stats.log_probs * data["response_mask"]
+    for name, value in more.items():
+        data[name] = value
+    return data
+
+
+def test_the_actor_path_trains_like_verls_own_loss(worker) -> None:
+    runs = {}
+    for name in ("vanilla", "infotorch/ppo"):
+        worker.engine = CpuEngine()
+        runs[name] = update(worker, name, sampled(worker, rollout()), actor_config(), epochs=3)
+    torch.testing.assert_close(runs["infotorch/ppo"], runs["vanilla"], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(runs["vanilla"], torch.cat([p.detach().flatten() for p in tiny.model().parameters()]))
+
+
+def test_entropy_reaches_the_loss(worker) -> None:
+    ours.register("test-bonus", "entropy_bonus", coef=0.3)
+    worker.engine = CpuEngine()
+    found = update(worker, "infotorch/test-bonus", sampled(worker, rollout()), actor_config())
+    worker.engine = CpuEngine()
+    theirs = update(worker, "vanilla", sampled(worker, rollout()), actor_config(entropy_coeff=0.3))
+    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_without_calculate_entropy_the_actor_raises(worker) -> None:
+    worker.engine.entropy = False
+    with pytest.raises(ValueError, match=r"needs TokenBatch\.entropy, which is missing"):
+        update(worker, "infotorch/entropy_bonus", sampled(worker, rollout()), actor_config())
+
+
+def test_controllers_are_told_of_optimizer_steps(worker) -> None:
+    full = ours.register("test-adaptive", "adaptive_entropy_bonus", target=9.0, delta=0.01)
+    update(worker, full, sampled(worker, rollout()), actor_config(), epochs=3)
+    assert ours.current_recipe(full).regularizers[0].coef == pytest.approx(0.03)
+
+
+def test_reference_log_probs_reach_the_loss(worker) -> None:
+    ours.register("test-kl", "kl", coef=0.2)
+    reference = torch.full((4, T), -3.0)
+    worker.engine = CpuEngine()
+    data = sampled(worker, rollout(), ref_log_prob=reference)
+    found = update(worker, "infotorch/test-kl", data, actor_config())
+    worker.engine = CpuEngine()
+    config = actor_config(use_kl_loss=True, kl_loss_coef=0.2, kl_loss_type="low_var_kl")
+    theirs = update(worker, "vanilla", sampled(worker, rollout(), ref_log_prob=reference), config)
+    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_recipe_is_one_object_per_process() -> None:
+    assert ours.current_recipe("infotorch/grpo") is ours.current_recipe("infotorch/grpo")
+    assert ours.current_recipe("infotorch/grpo").to_dict() == recipe("grpo").to_dict()
