@@ -19,6 +19,7 @@ from infotorch.losses.advantages import (
     uniform_groups,
 )
 from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Replay, TokenBatch
+from infotorch.losses.canon import CANON, canon_advantage, canon_advantages, cosine_restarts, inter_share
 from infotorch.losses.cispo import CISPO, cispo
 from infotorch.losses.copo import (
     COPO,
@@ -67,6 +68,7 @@ from infotorch.losses.sapo import SAPO, sapo
 
 __all__ = [
     "AUXILIARY",
+    "CANON",
     "CISPO",
     "COPO",
     "GRPO",
@@ -97,11 +99,14 @@ __all__ = [
     "adaptive_entropy_bonus",
     "blended_policy_loss",
     "build",
+    "canon_advantage",
+    "canon_advantages",
     "cispo",
     "clip_cov",
     "copo",
     "copo_advantages",
     "copo_weight",
+    "cosine_restarts",
     "dr_grpo_advantage",
     "entropy_bonus",
     "entropy_covariance",
@@ -112,6 +117,7 @@ __all__ = [
     "grpo_advantage",
     "gspo",
     "info",
+    "inter_share",
     "kl_cov",
     "kl_estimate",
     "kl_regularizer",
