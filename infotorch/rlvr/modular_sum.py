@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from infotorch.core import token_stats
-from infotorch.losses import LossOutput, Recipe, TokenBatch
+from infotorch.core import TokenStats, token_stats
+from infotorch.losses import AUXILIARY, ON_POLICY, LossOutput, Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
 from infotorch.rlvr.metrics import TrainingHistory
-from infotorch.rlvr.responses import each
+from infotorch.rlvr.responses import batch_fields, concatenate, each
 from infotorch.rlvr.tasks.modular_sum import ModularSum, TabularPolicy
 
 __all__ = ["run_modular_sum"]
@@ -29,7 +32,8 @@ def run_modular_sum(
 ) -> TrainingHistory:
     """Train a tabular policy on `ModularSum` with Adam and record its reward and exact entropy.
 
-    Every step draws ``samples`` responses to every prompt and makes ``epochs`` updates on the whole batch.
+    Every step draws ``samples`` responses to every prompt and makes ``epochs`` updates on the whole batch. Recipes that
+    ask for auxiliary samples at another temperature get them.
 
     Args:
         recipe: A `Recipe` or the name of one.
@@ -66,50 +70,37 @@ def run_modular_sum(
     recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
     task = ModularSum(seed=seed) if task is None else task
     policy = TabularPolicy(task, seed=seed + 1)
-    reference = token_stats(policy.table.detach()).log_normalizer  # of the frozen start, for reference terms
-    start = policy.table.detach().clone()
+    start = policy.table.detach().log_softmax(-1)  # of the frozen start, for reference terms
     generator = torch.Generator().manual_seed(seed + 2)
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     history = TrainingHistory()
 
-    group = torch.arange(task.prompts).repeat_interleave(samples)
-    mask = torch.ones(task.prompts * samples, task.length, dtype=torch.bool)
-    # Two tokens a turn, for methods that work on the turns of a dialogue.
-    turn = (torch.arange(task.length) // 2).expand_as(mask)
-    index = (torch.arange(task.prompts)[:, None, None], torch.arange(task.length))
+    every = torch.arange(task.prompts)
     for step in range(steps):
-        tokens = policy.sample(samples, generator, recipe.sampling_temperature(1.0))
-        rewards = task.reward(tokens)
+        rolled = [_Responses(every, policy.sample(samples, generator, recipe.sampling_temperature(1.0)))]
+        rewards = task.reward(rolled[0].tokens)
         history.append(step, reward=float(rewards.mean()), entropy=policy.mean_entropy())
-        state = task.states(tokens)[..., :-1]
-        ref_log_probs = start[(*index, state, tokens)] - reference[(*index, state)]
+        extras: dict[str, Tensor] = {}
+        if recipe.wants_auxiliary:
+            with torch.no_grad():
+                plan = recipe.auxiliary(_record(task, rolled, start, _stats(policy, rolled), extras))
+            if plan is not None:
+                # Counted on from step to step, so that every prompt has its turn.
+                chosen = every[plan.chosen(every + step)]
+                more = policy.sample(plan.samples or samples, generator, plan.temperature, prompts=chosen)
+                rolled.append(_Responses(chosen, more, AUXILIARY))
+                if plan.rescore:
+                    with torch.no_grad():
+                        tempered = _stats(policy, rolled, temperature=plan.temperature).log_probs
+                    assert tempered is not None
+                    extras["tempered_log_probs"] = tempered
         batch: TokenBatch | None = None
         outputs: list[LossOutput] = []
         for _ in range(epochs):
-            stats = each(token_stats(policy(tokens), tokens, **recipe.token_options), lambda x: x.flatten(0, 1))
-            assert stats.log_probs is not None
-            current = {
-                "log_probs": stats.log_probs,
-                "entropy": stats.entropy,
-                "top_p_entropy": stats.top_p_entropy,
-            }
+            stats = _stats(policy, rolled, **recipe.token_options)
             if batch is None:
-                frozen: dict[str, Any] = {name: None if x is None else x.detach() for name, x in current.items()}
-                batch = recipe.prepare(
-                    TokenBatch(
-                        **frozen,
-                        mask=mask,
-                        old_log_probs=frozen["log_probs"],
-                        ref_log_probs=ref_log_probs.flatten(0, 1),
-                        rewards=rewards.flatten(),
-                        group=group,
-                        tokens=tokens.flatten(0, 1),
-                        answer=task.answer(tokens).flatten(),
-                        turn=turn,
-                        trajectory=torch.arange(len(mask)),
-                    )
-                )
-            output = recipe(batch.replace(**current))
+                batch = recipe.prepare(_record(task, rolled, start, each(stats, Tensor.detach), extras))
+            output = recipe(batch.replace(**batch_fields(stats, batch.extras)))
             optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
             optimizer.step()
@@ -125,3 +116,50 @@ def run_modular_sum(
         distinct=float(task.distinct_correct(tokens).float().mean()),
     )
     return history
+
+
+@dataclass(frozen=True)
+class _Responses:
+    """Responses ``[P, n, L]`` to the prompts numbered, and their source."""
+
+    prompts: Tensor
+    tokens: Tensor
+    source: int = ON_POLICY
+
+
+def _stats(policy: TabularPolicy, rolled: Sequence[_Responses], **options: Any) -> TokenStats:
+    """Token statistics of all responses, one row each."""
+    parts = [token_stats(policy(r.tokens, r.prompts), r.tokens, **options) for r in rolled]
+    return concatenate([each(part, lambda x: x.flatten(0, 1)) for part in parts])
+
+
+def _record(
+    task: ModularSum, rolled: Sequence[_Responses], start: Tensor, stats: TokenStats, extras: Mapping[str, Tensor]
+) -> TokenBatch:
+    """The complete record of a rollout batch; ``start`` are the reference's log-probabilities."""
+    positions = torch.arange(task.length)
+
+    def rows(function: Callable[[_Responses], Tensor]) -> Tensor:
+        """What the function gives for responses ``[P, n, ...]``, as rows."""
+        return torch.cat([function(r).flatten(0, 1) for r in rolled])
+
+    def ref_log_probs(r: _Responses) -> Tensor:
+        return start[r.prompts[:, None, None], positions, task.states(r.tokens)[..., :-1], r.tokens]
+
+    tokens = rows(lambda r: r.tokens)
+    source = None
+    if any(r.source for r in rolled):
+        source = rows(lambda r: torch.full(r.tokens.shape[:2], r.source))
+    return TokenBatch(
+        **batch_fields(stats, extras),
+        mask=torch.ones_like(tokens, dtype=torch.bool),
+        old_log_probs=stats.log_probs,
+        ref_log_probs=rows(ref_log_probs),
+        rewards=rows(lambda r: task.reward(r.tokens, r.prompts)),
+        group=rows(lambda r: r.prompts[:, None].expand(r.tokens.shape[:2])),
+        tokens=tokens,
+        answer=rows(lambda r: task.answer(r.tokens)),
+        turn=(positions // 2).expand_as(tokens),  # two tokens a turn, for methods that work on the turns of a dialogue
+        trajectory=torch.arange(len(tokens)),
+        source=source,
+    )

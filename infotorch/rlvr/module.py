@@ -8,8 +8,9 @@ parallelism equals one process, logs, and keeps everything a checkpoint needs to
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from infotorch.core import TokenStats
 from infotorch.core import distributed as dist
-from infotorch.losses import LossOutput, Recipe, TokenBatch
+from infotorch.losses import AUXILIARY, ON_POLICY, LossOutput, Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
+from infotorch.losses.registry import Temperatures
 from infotorch.rlvr.loader import PromptBatch
 from infotorch.rlvr.metrics import TrainingHistory, distinct_correct, pass_at_k
-from infotorch.rlvr.responses import ResponseBatch, concatenate, response_stats
+from infotorch.rlvr.responses import ResponseBatch, batch_fields, concatenate, response_stats
 from infotorch.rlvr.tasks.base import Task
-from infotorch.rollout import HFSampler, Sampler
+from infotorch.rollout import HFSampler, Rollouts, Sampler
 
 __all__ = ["RLVRModule"]
 
@@ -53,7 +55,7 @@ class RLVRModule(LightningModule):
         old_log_probs: ``"recompute"`` them with the training forward pass, or take those of the ``"sampler"``
             (equal up to rounding for `HFSampler`, and cheaper). Where the recipe sets temperatures of its own, the
             sampler's are those of the tempered policy that sampled, and make the ratios exact; recomputed ones
-            ignore the difference.
+            ignore the difference. A second sample set at another temperature is always recomputed.
         fused_head: Compute token statistics from hidden states and the output weight, never holding the
             ``[N, V]`` logits. Only for models whose logits are exactly ``hidden @ weight.T + bias``.
         reference: Frozen model for recipes that need ``ref_log_probs``.
@@ -169,7 +171,7 @@ class RLVRModule(LightningModule):
             self._log_evaluation()
 
     def roll_out(self, batch: PromptBatch) -> ResponseBatch:
-        """Sample and score responses to the prompts of a batch.
+        """Sample and score responses to the prompts of a batch, and to some of them once more where the recipe asks.
 
         Raises:
             ValueError: If there are no prompts, or the reward function returns a wrong number of rewards or one that
@@ -178,18 +180,54 @@ class RLVRModule(LightningModule):
         if not len(batch.problems):
             raise ValueError("batch: expected at least one prompt, got none")
         prompts = [self.task.prompt(problem) for problem in batch.problems]
-        extra: dict[str, Any] = {"temperature": self.recipe.sampling_temperature(self.temperature)}
-        if isinstance(self.sampler, HFSampler):
-            extra["prompt_ids"] = batch.ids
-        rollouts = self.sampler.generate(
+        temperature = self.recipe.sampling_temperature(self.temperature)
+        rollouts = self._generate(prompts, batch.ids, self.samples, temperature, self.seed)
+        rewards, answers = self._score(batch, rollouts)
+        responses = ResponseBatch.from_rollouts(rollouts, prompts, rewards, answers, self.task.codec.pad_id)
+        if not self.recipe.wants_auxiliary:
+            return responses
+        plan = self.recipe.auxiliary(_as_sampled(responses))
+        if plan is None:
+            return responses
+        # The recipe's second sample set, behind the ordinary rows.
+        source = torch.full((len(rollouts),), ON_POLICY)
+        chosen = plan.chosen(batch.ids).nonzero().squeeze(1)
+        if len(chosen):
+            again, tempered = [prompts[index] for index in chosen.tolist()], self.temperature * plan.temperature
+            # A seed of its own: with that of the ordinary samples, hashed random numbers would be the same.
+            more = self._generate(again, batch.ids[chosen], plan.samples or self.samples, tempered, self.seed + 2)
+            more = dataclasses.replace(more, prompt_index=chosen.to(more.prompt_index)[more.prompt_index])
+            further, further_answers = self._score(batch, more)
+            rollouts = Rollouts.join((rollouts, more))
+            rewards, answers = torch.cat((rewards, further)), [*answers, *further_answers]
+            source = torch.cat((source, torch.full((len(more),), AUXILIARY)))
+        return ResponseBatch.from_rollouts(
+            rollouts,
             prompts,
-            self.samples,
+            rewards,
+            answers,
+            self.task.codec.pad_id,
+            source=source,
+            rescore=plan.temperature if plan.rescore else None,
+        )
+
+    def _generate(
+        self, prompts: Sequence[Tensor], ids: Tensor, samples: int, temperature: float | Temperatures, seed: int
+    ) -> Rollouts:
+        extra: dict[str, Any] = {"prompt_ids": ids} if isinstance(self.sampler, HFSampler) else {}
+        return self.sampler.generate(
+            prompts,
+            samples,
+            temperature=temperature,  # pyright: ignore[reportArgumentType]  # checked against its capabilities
             top_p=self.top_p,
             top_k=self.top_k,
             max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
+            seed=seed,
             **extra,
         )
+
+    def _score(self, batch: PromptBatch, rollouts: Rollouts) -> tuple[Tensor, list[Hashable | None]]:
+        """Rewards and extracted answers."""
         problems = [batch.problems[index] for index in rollouts.prompt_index.tolist()]
         rewards = torch.as_tensor(self.reward_function(problems, rollouts.tokens), dtype=torch.float32)
         if rewards.shape != (len(rollouts),):
@@ -198,48 +236,48 @@ class RLVRModule(LightningModule):
             )
         if not bool(rewards.isfinite().all()):
             raise ValueError(f"reward_function: expected finite rewards, got {rewards[~rewards.isfinite()][0]}")
-        answers = [
+        return rewards, [
             self.task.final_answer(problem, tokens) for problem, tokens in zip(problems, rollouts.tokens, strict=True)
         ]
-        return ResponseBatch.from_rollouts(rollouts, prompts, rewards, answers, self.task.codec.pad_id)
 
     def token_batch(self, responses: ResponseBatch) -> TokenBatch:
         """The complete record of a rollout batch, before any update."""
         needs = self.recipe.required
-        current, entropy, nucleus = responses.log_probs, responses.entropies, None
-        if self.old_log_probs == "recompute" or "top_p_entropy" in needs or self._tempered:
-            stats = self._frozen_stats(self.model, responses)
-            current, entropy, nucleus = stats.log_probs, stats.entropy, stats.top_p_entropy
-        assert current is not None
-        old = responses.log_probs if self._tempered and self.old_log_probs == "sampler" else current
+        sampled: dict[str, Any] = {"log_probs": responses.log_probs, "entropy": responses.entropies, "extras": {}}
+        current = sampled
+        # The sampler's own statistics are those of the trained policy only at its temperature, and only these two.
+        further = bool(self.recipe.token_options.get("extras")) or responses.source is not None or self._tempered
+        if self.old_log_probs == "recompute" or further:
+            current = batch_fields(self._frozen_stats(self.model, responses))
+        old = sampled if self._tempered and self.old_log_probs == "sampler" else current
         ref = None
         if "ref_log_probs" in needs and self.reference is not None:
             ref = self._frozen_stats(self.reference, responses).log_probs
-        rows = torch.arange(len(responses), device=old.device)
+        if responses.rescore is not None:
+            tempered = self._frozen_stats(self.model, responses, scale=responses.rescore).log_probs
+            current["extras"]["tempered_log_probs"] = tempered
         return TokenBatch(
-            log_probs=current,
+            **current,
             mask=responses.mask,
-            old_log_probs=old,
-            entropy=entropy,
-            top_p_entropy=nucleus,
+            old_log_probs=old["log_probs"],
             ref_log_probs=ref,
             rewards=responses.rewards,
             group=responses.group,
             tokens=responses.tokens,
             answer=responses.answer,
             turn=torch.zeros_like(responses.tokens),  # a response is one turn of a dialogue of one turn
-            trajectory=rows,
+            trajectory=torch.arange(len(responses), device=responses.tokens.device),
+            source=responses.source,
         )
 
-    def _stats(self, model: nn.Module, responses: ResponseBatch) -> TokenStats:
-        options = self.recipe.token_options
-        return response_stats(model, responses, temperature=self.temperature, fused_head=self.fused_head, **options)
+    def _stats(self, model: nn.Module, responses: ResponseBatch, scale: float = 1.0) -> TokenStats:
+        options, temperature = self.recipe.token_options, self.temperature * scale
+        return response_stats(model, responses, temperature=temperature, fused_head=self.fused_head, **options)
 
     @torch.no_grad()
-    def _frozen_stats(self, model: nn.Module, responses: ResponseBatch) -> TokenStats:
-        rows = torch.arange(len(responses))
-        parts = [self._stats(model, responses.select(part)) for part in rows.split(self.micro_batch or len(rows))]
-        return concatenate(parts)
+    def _frozen_stats(self, model: nn.Module, responses: ResponseBatch, scale: float = 1.0) -> TokenStats:
+        rows = torch.arange(len(responses)).split(self.micro_batch or len(responses))
+        return concatenate([self._stats(model, responses.select(part), scale) for part in rows])
 
     def _minibatches(self, rows: int, epoch: int) -> Sequence[Tensor]:
         if self.minibatches > rows:
@@ -253,8 +291,8 @@ class RLVRModule(LightningModule):
     def _update(self, responses: ResponseBatch, batch: TokenBatch, rows: Tensor) -> list[LossOutput]:
         """One optimizer step on the given rows, a micro-batch at a time."""
         optimizer: Any = self.optimizers()
-        mask = responses.select(rows).mask
-        num_tokens, num_sequences = dist.all_reduce_sum(torch.stack((mask.sum(), mask.any(1).sum())))
+        counts = batch.select(rows.to(batch.mask.device)).counts()
+        num_tokens, num_sequences = dist.all_reduce_sum(torch.stack(counts))
         whole = batch.replace(num_tokens=num_tokens, num_sequences=num_sequences, world_size=dist.world_size())
         if self.recipe.sees_step and self.micro_batch is not None:
             stats = self._frozen_stats(self.model, responses.select(rows))
@@ -325,6 +363,8 @@ class RLVRModule(LightningModule):
         self.log_dict({f"eval/{name}": value for name, value in values.items()}, batch_size=1)
 
     def _log_step(self, responses: ResponseBatch, outputs: Sequence[LossOutput], seconds: float) -> None:
+        if responses.source is not None:
+            responses = responses.select((responses.source == ON_POLICY).nonzero().squeeze(1))
         mask = responses.mask
         rows = mask.new_full((), len(mask), dtype=torch.float64)
         sums = torch.stack((responses.rewards.sum(), responses.entropies.sum(), mask.sum(), rows))
@@ -386,8 +426,20 @@ class RLVRModule(LightningModule):
 
 def _at(batch: TokenBatch, rows: Tensor, stats: TokenStats) -> TokenBatch:
     """The given rows of a rollout batch under the current policy."""
-    return batch.select(rows.to(batch.mask.device)).replace(
-        log_probs=stats.log_probs, entropy=stats.entropy, top_p_entropy=stats.top_p_entropy
+    own = batch.select(rows.to(batch.mask.device))
+    return own.replace(**batch_fields(stats, own.extras))
+
+
+def _as_sampled(responses: ResponseBatch) -> TokenBatch:
+    """What is known of ordinary responses without a forward pass."""
+    return TokenBatch(
+        log_probs=responses.log_probs,
+        mask=responses.mask,
+        entropy=responses.entropies,
+        rewards=responses.rewards,
+        group=responses.group,
+        tokens=responses.tokens,
+        answer=responses.answer,
     )
 
 

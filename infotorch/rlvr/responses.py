@@ -28,6 +28,8 @@ class ResponseBatch:
         rewards: ``[N]``.
         group: int64 ``[N]``, number of the prompt.
         answer: int64 ``[N]``, equal for equal extracted answers, -1 where there is none.
+        source: int64 ``[N]``, see :attr:`infotorch.losses.TokenBatch.source`; None where all are ordinary.
+        rescore: Temperature, on top of the training temperature, at which the recipe wants log-probabilities, too.
     """
 
     input_ids: Tensor
@@ -39,6 +41,8 @@ class ResponseBatch:
     rewards: Tensor
     group: Tensor
     answer: Tensor
+    source: Tensor | None = None
+    rescore: float | None = None
 
     @classmethod
     def from_rollouts(
@@ -48,6 +52,8 @@ class ResponseBatch:
         rewards: Tensor,
         answers: Sequence[Hashable | None],
         pad_id: int,
+        source: Tensor | None = None,
+        rescore: float | None = None,
     ) -> ResponseBatch:
         """Pad rollouts and put everything on their device."""
         padded = rollouts.padded(pad_id)
@@ -63,6 +69,8 @@ class ResponseBatch:
             rewards=rewards.to(device),
             group=rollouts.prompt_index.to(device),
             answer=answer_ids(answers).to(device),
+            source=None if source is None else source.to(device),
+            rescore=rescore,
         )
 
     def __len__(self) -> int:
@@ -71,7 +79,8 @@ class ResponseBatch:
     def select(self, rows: Tensor) -> ResponseBatch:
         """The given rows."""
         rows = rows.to(self.tokens.device)
-        return ResponseBatch(**{entry.name: getattr(self, entry.name)[rows] for entry in fields(self)})
+        values: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return ResponseBatch(**{name: x[rows] if isinstance(x, Tensor) else x for name, x in values.items()})
 
 
 def answer_ids(answers: Sequence[Hashable | None]) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 __all__ = ["EntropyKind", "PaddedRollouts", "Rollouts"]
 
+_LISTS = ("tokens", "logprobs", "entropies", "finish_reason")
+_NUMBERS = ("prompt_index", "n_new_tokens", "n_prefill_tokens", "n_prefill_cached")
 EntropyKind = Literal["full", "topk_tail", "topk_raw"]
 
 
@@ -59,6 +61,22 @@ class Rollouts:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @classmethod
+    def join(cls, parts: Sequence[Rollouts]) -> Rollouts:
+        """The rows of several calls, one call after another; ``hidden_last`` is that of the first.
+
+        ``prompt_index`` is kept as it is: set it beforehand where the calls had different prompts.
+
+        Raises:
+            ValueError: Entropies of different kinds.
+        """
+        kinds = {part.entropy_kind for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"parts: expected entropies of one kind, got {sorted(kinds)}")
+        lists: dict[str, Any] = {name: [row for part in parts for row in getattr(part, name)] for name in _LISTS}
+        numbers: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in _NUMBERS}
+        return cls(**lists, **numbers, entropy_kind=parts[0].entropy_kind, hidden_last=parts[0].hidden_last)
 
     @property
     def lengths(self) -> Tensor:
