@@ -65,6 +65,7 @@ from infotorch.losses.registry import (
     register_recipe,
 )
 from infotorch.losses.sapo import SAPO, sapo
+from infotorch.losses.steer import Steer, entropy_change, steer, steer_weights
 
 __all__ = [
     "AUXILIARY",
@@ -95,6 +96,7 @@ __all__ = [
     "Recipe",
     "Replay",
     "ScheduledPart",
+    "Steer",
     "TokenBatch",
     "adaptive_entropy_bonus",
     "blended_policy_loss",
@@ -109,6 +111,7 @@ __all__ = [
     "cosine_restarts",
     "dr_grpo_advantage",
     "entropy_bonus",
+    "entropy_change",
     "entropy_covariance",
     "fit_entropy_law",
     "forking_mask",
@@ -134,6 +137,8 @@ __all__ = [
     "register",
     "register_recipe",
     "sapo",
+    "steer",
+    "steer_weights",
     "token_covariance",
     "uniform_groups",
 ]
