@@ -179,9 +179,11 @@ def fold_nucleus(
     kept &= p > 0
     if top_k:
         kept[:, top_k:] = False
-    mass = (p * kept).sum(-1)
+    mass, size = (p * kept).sum(-1), kept.sum(-1)
     log_mass = torch.where(mass > 0, mass, 1.0).log()
-    saved[NUCLEUS_SIZE] = kept.sum(-1).to(saved.dtype)
+    # One token alone has entropy 0, not the rounding error of log(exp(x)) - x, which would rank such tokens.
+    log_mass = torch.where(size == 1, ordered[:, 0], log_mass)
+    saved[NUCLEUS_SIZE] = size.to(saved.dtype)
     saved[NUCLEUS_LOG_MASS] = log_mass
     q = (ordered - log_mass.unsqueeze(1)).exp() * kept
     values[TOP_P_ENTROPY] = -(q * (ordered - log_mass.unsqueeze(1))).sum(-1)

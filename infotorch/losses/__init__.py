@@ -47,6 +47,7 @@ from infotorch.losses.entropy_bonus import (
     adaptive_entropy_bonus,
     entropy_bonus,
 )
+from infotorch.losses.entropy_regularizer import EntropyRegularizer, entropy_regularizer, peak_mask
 from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
 from infotorch.losses.kl import KLRegularizer, KLReward, kl_estimate, kl_regularizer, kl_reward
 from infotorch.losses.overlong import Overlong, overlong_reward
@@ -65,6 +66,7 @@ from infotorch.losses.registry import (
     register_recipe,
 )
 from infotorch.losses.sapo import SAPO, sapo
+from infotorch.losses.siren import Siren, siren
 from infotorch.losses.steer import Steer, entropy_change, steer, steer_weights
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "DrGRPO",
     "EntropyBonus",
     "EntropyLaw",
+    "EntropyRegularizer",
     "ForkingTokens",
     "KLCov",
     "KLRegularizer",
@@ -96,6 +99,7 @@ __all__ = [
     "Recipe",
     "Replay",
     "ScheduledPart",
+    "Siren",
     "Steer",
     "TokenBatch",
     "adaptive_entropy_bonus",
@@ -113,6 +117,7 @@ __all__ = [
     "entropy_bonus",
     "entropy_change",
     "entropy_covariance",
+    "entropy_regularizer",
     "fit_entropy_law",
     "forking_mask",
     "forking_tokens",
@@ -128,6 +133,7 @@ __all__ = [
     "names",
     "overlong_reward",
     "part_table",
+    "peak_mask",
     "ppo",
     "predicted_entropy_change",
     "presets",
@@ -137,6 +143,7 @@ __all__ = [
     "register",
     "register_recipe",
     "sapo",
+    "siren",
     "steer",
     "steer_weights",
     "token_covariance",

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infotorch.core import distributed
 from infotorch.core._checks import check_range
 from infotorch.core.reduce import masked_mean, masked_sum
+from infotorch.losses._window import StepMean
 from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.ppo import AggregationLike, aggregate_loss
 from infotorch.losses.registry import Part, register
@@ -98,15 +98,10 @@ def adaptive_entropy_bonus(
 
 
 class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
-    """Entropy bonus under a controller; coefficient, last entropy and the open window are in ``state_dict``.
-
-    The window gathers sums and counts of every micro-batch since the last step, so that gradient accumulation
-    changes nothing; under data parallelism it is summed over ranks.
-    """
+    """Entropy bonus under a controller; coefficient, last entropy and the open step are in ``state_dict``."""
 
     coef: Tensor
     last_entropy: Tensor
-    window: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -117,7 +112,7 @@ class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
         check_range("initial", defaults["initial"], self.low, self.high)
         self.register_buffer("coef", torch.tensor(float(defaults["initial"])))
         self.register_buffer("last_entropy", torch.tensor(float("inf")))
-        self.register_buffer("window", torch.zeros(2, dtype=torch.float64))
+        self.window = StepMean()
 
     def forward(self, batch: TokenBatch) -> LossOutput:
         """Apply the present coefficient and note the batch's entropy."""
@@ -126,17 +121,14 @@ class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
         coef = torch.where(self.last_entropy <= self.target, self.coef, 0.0)
         out = entropy_bonus(batch, coef=coef, aggregation=self.aggregation)
         if self.training:
-            total = masked_sum(batch.entropy.detach().double(), batch.mask)
-            self.window += torch.stack((total, batch.mask.sum().double()))
+            self.window.add(masked_sum(batch.entropy.detach().double(), batch.mask), batch.mask.sum())
         out.metrics["entropy_coef"] = coef.detach().clone()
         return out
 
     def after_step(self) -> None:
         """Close the window: move the coefficient towards the target."""
-        total, count = distributed.all_reduce_sum(self.window)
-        entropy = (total / count.clamp(min=1)).to(self.coef.dtype)
+        mean, seen = self.window.close()
+        entropy = mean.to(self.coef.dtype)
         step = torch.where(entropy <= self.target, self.delta, -self.delta)
-        seen = count > 0
         self.coef.copy_(torch.where(seen, (self.coef + step).clamp(self.low, self.high), self.coef))
         self.last_entropy.copy_(torch.where(seen, entropy, self.last_entropy))
-        self.window.zero_()

@@ -226,6 +226,15 @@ def test_nucleus_by_hand():
     assert nucleus(1.0, True) == pytest.approx(1.75 * math.log(2))
 
 
+def test_a_nucleus_of_one_token_has_no_entropy_at_all():
+    x = normal(200, 50, dtype=torch.float32, scale=4)
+    for options in ({"top_p": 0.01}, {"top_k": 1}):
+        stats = token_stats(x.requires_grad_(), extras=["top_p_entropy"], **options)
+        assert not get(stats, "top_p_entropy").any()
+        (grad,) = torch.autograd.grad(get(stats, "top_p_entropy").sum(), x)
+        assert grad.abs().max() < 1e-5
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Compilation and operators
 # ---------------------------------------------------------------------------------------------------------
