@@ -186,7 +186,7 @@ def fold_nucleus(
     saved[NUCLEUS_SIZE] = size.to(saved.dtype)
     saved[NUCLEUS_LOG_MASS] = log_mass
     q = (ordered - log_mass.unsqueeze(1)).exp() * kept
-    values[TOP_P_ENTROPY] = -(q * (ordered - log_mass.unsqueeze(1))).sum(-1)
+    values[TOP_P_ENTROPY] = (q * (log_mass.unsqueeze(1) - ordered)).sum(-1)
 
 
 def coefficients(grad: Tensor, values: Tensor, inv_t: Tensor, higher: bool = True) -> Tensor:
