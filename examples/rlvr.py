@@ -15,7 +15,6 @@ R = -a exp(H) + b between validation accuracy and entropy).
 from __future__ import annotations
 
 import argparse
-import copy
 import multiprocessing
 import os
 import time
@@ -25,6 +24,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from _rlvr import K, average, countdown, fit_law, smooth, summarize, train
 from common import (
     COLORS,
     base_parser,
@@ -32,18 +32,16 @@ from common import (
     format_spread,
     plotting,
     print_table,
-    quiet_lightning,
     versions,
     write_ledger,
 )
-from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from tqdm import tqdm
 
-from infotorch.losses import fit_entropy_law, recipe, recipe_names
+from infotorch.losses import recipe_names
 from infotorch.nn import TinyDecoder
-from infotorch.rlvr import PromptLoader, RLVRModule, TrainingHistory, warm_start
-from infotorch.rlvr.tasks import Countdown, Task, TokenizerCodec
+from infotorch.rlvr import TrainingHistory, warm_start
+from infotorch.rlvr.tasks import Task, TokenizerCodec
 
 # One setting for all methods; each method has its published defaults. Two exceptions, because a mini-batch here
 # has some 400 tokens where an LLM's has 100,000: Clip-Cov and KL-Cov select 2 % of the tokens instead of 0.02 %,
@@ -68,29 +66,6 @@ CLAIM = (
     "Policy-gradient training of reasoning models exchanges entropy for reward along R = -a exp(H) + b and stalls when "
     "entropy is spent; Clip-Cov and KL-Cov keep entropy alive and reach a higher reward (arXiv 2505.22617)."
 )
-K = 16
-
-
-class StepBar(Callback):
-    """One progress bar per run, with the two quantities of interest."""
-
-    def __init__(self, label: str, steps: int, position: int) -> None:
-        self.bar = tqdm(total=steps, desc=f"{label:<22}", unit="step", mininterval=0.5, position=position)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Advance."""
-        assert isinstance(pl_module, RLVRModule)
-        last = pl_module.history.rows[-1]
-        if "reward" not in last:  # an evaluation row
-            last = pl_module.history.rows[-2]
-        self.bar.set_postfix(reward=f"{last['reward']:.2f}", entropy=f"{last['entropy']:.3f}", refresh=False)
-        self.bar.update()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the finished bar standing."""
-        self.bar.close()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -135,94 +110,22 @@ def build_model(path: Path | None, task: Task[Any], seed: int) -> tuple[nn.Modul
     return model, task.with_codec(TokenizerCodec(tokenizer))
 
 
-def train(
-    start: nn.Module,
-    task: Task[Any],
-    name: str,
-    problems: list[Any],
-    held_out: list[Any],
-    seed: int,
-    position: int,
-    args: argparse.Namespace,
-) -> tuple[TrainingHistory, float]:
-    """Reinforcement learning with one method from a copy of the warm-started model: its curves and seconds."""
-    begun = time.perf_counter()
-    torch.set_num_threads(args.threads)
-    quiet_lightning()
-    module = RLVRModule(
-        copy.deepcopy(start),
-        task,
-        recipe(name, **OPTIONS.get(name, {})),
-        samples=args.samples,
-        minibatches=args.minibatches,
-        lr=args.lr,
-        old_log_probs="sampler",
-        eval_problems=held_out,
-        eval_every=max(1, args.steps // 10),
-        eval_samples=K,
-        seed=seed,
-    )
-    trainer = Trainer(
-        max_epochs=1,
-        logger=False,
-        accelerator="auto",
-        devices=1,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=[StepBar(LABELS.get(name, name), args.steps, position)],
-    )
-    trainer.fit(module, PromptLoader(problems, args.prompts, args.steps, seed=seed))
-    return module.history, time.perf_counter() - begun
-
-
 def train_all(
     start: nn.Module, task: Task[Any], problems: list[Any], held_out: list[Any], seed: int, args: argparse.Namespace
 ) -> dict[str, tuple[TrainingHistory, float]]:
     """Every method from the same start, ``args.jobs`` at a time, each in a process of its own."""
-    calls = [(start, task, name, problems, held_out, seed, i, args) for i, name in enumerate(args.recipe)]
+    calls: dict[str, tuple[Any, ...]] = {
+        name: (start, task, name, OPTIONS.get(name, {}), LABELS.get(name, name), problems, held_out, seed, i, args)
+        for i, name in enumerate(args.recipe)
+    }
     if args.jobs == 1:
-        return {call[2]: train(*call) for call in calls}
+        return {name: train(*call) for name, call in calls.items()}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         args.jobs, mp_context=context, initializer=tqdm.set_lock, initargs=(context.RLock(),)
     ) as pool:
-        futures = {call[2]: pool.submit(train, *call) for call in calls}
+        futures = {name: pool.submit(train, *call) for name, call in calls.items()}
         return {name: future.result() for name, future in futures.items()}
-
-
-def summarize(history: TrainingHistory, seconds: float) -> dict[str, float]:
-    """The numbers of the table. Start: the first step. Middle and end: means over a tenth of the steps.
-
-    Single evaluations fluctuate, so those of the end are means of the last three.
-    """
-    reward, entropy = history.column("reward")[1], history.column("entropy")[1]
-    tenth, half = max(1, len(reward) // 10), len(reward) // 2
-    middle = slice(max(0, half - tenth // 2), half - tenth // 2 + tenth)
-    summary = {
-        "reward_start": reward[0],
-        "reward_end": mean(reward[-tenth:]),
-        "entropy_start": entropy[0],
-        "entropy_middle": mean(entropy[middle]),
-        "entropy_end": mean(entropy[-tenth:]),
-        "seconds": seconds,
-        "tokens_per_second": sum(history.column("tokens")[1]) / sum(history.column("seconds")[1]),
-    }
-    for column in ("pass@1", f"pass@{K}", "distinct"):
-        values = history.column(column)[1]
-        summary[f"{column}_start"], summary[f"{column}_end"] = values[0], mean(values[-3:])
-    law = fit_law([history])
-    return summary | ({} if law is None else law)
-
-
-def fit_law(histories: list[TrainingHistory]) -> dict[str, float] | None:
-    """R = -a exp(H) + b over the evaluations: entropy and accuracy on held-out problems."""
-    entropy = torch.tensor([value for history in histories for value in history.column("eval_entropy")[1]])
-    reward = torch.tensor([value for history in histories for value in history.column("pass@1")[1]])
-    if len(entropy.unique()) < 2 or len(reward.unique()) < 2:
-        return None
-    law = fit_entropy_law(entropy.double(), reward.double())
-    return {f"law_{name}": float(getattr(law, name)) for name in ("a", "b", "r2", "ceiling")}
 
 
 def report(results: dict[str, list[dict[str, float]]]) -> None:
@@ -255,17 +158,6 @@ def report(results: dict[str, list[dict[str, float]]]) -> None:
         "held-out problems, last three evaluations.\nH: nats per token; H kept: entropy at the end as a share of the "
         "start. Seconds include evaluation."
     )
-
-
-def smooth(values: list[float], width: int) -> list[float]:
-    """Trailing mean over ``width`` values."""
-    return [mean(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
-
-
-def average(histories: list[TrainingHistory], column: str) -> tuple[list[int], list[float]]:
-    """A curve averaged over seeds."""
-    steps = histories[0].column(column)[0]
-    return steps, [mean(values) for values in zip(*(h.column(column)[1] for h in histories), strict=True)]
 
 
 def draw(path: Path, histories: dict[str, list[TrainingHistory]], laws: dict[str, dict[str, float] | None]) -> None:
@@ -306,7 +198,7 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {name: [] for name in args.recipe}
     histories: dict[str, list[TrainingHistory]] = {name: [] for name in args.recipe}
     for seed in seeds:
-        task: Task[Any] = Countdown(max_number=6, max_target=12, min_solutions=12)
+        task = countdown()
         problems, held_out = task.train(2048, seed), task.test(args.eval_problems, seed)
         model, task = build_model(args.model, task, seed)
         warm_lr = 4e-3 if args.model is None else 10 * args.lr

@@ -2,11 +2,33 @@
 
 from infotorch.estimators.base import EstimationWarning, Estimator, NotFitted, PairEstimator
 from infotorch.estimators.columns import Column, Text, encode_column, encode_table
+from infotorch.estimators.neural import (
+    CLUB,
+    JSMI,
+    MINE,
+    NWJ,
+    SMILE,
+    TUBA,
+    AlphaTUBA,
+    DonskerVaradhan,
+    InfoNCE,
+    LeaveOneOut,
+)
 
 __all__ = [
+    "CLUB",
+    "JSMI",
+    "MINE",
+    "NWJ",
+    "SMILE",
+    "TUBA",
+    "AlphaTUBA",
     "Column",
+    "DonskerVaradhan",
     "EstimationWarning",
     "Estimator",
+    "InfoNCE",
+    "LeaveOneOut",
     "NotFitted",
     "PairEstimator",
     "Text",

@@ -67,3 +67,27 @@ def test_local_hugging_face_model(tmp_path):
     (result,) = record["results"]["grpo"]
     assert result["entropy_start"] > 0
     assert "transformers" in record["versions"]
+
+
+@pytest.mark.slow
+def test_leaderboard_takes_finished_runs_up_again(tmp_path):
+    small = ["--steps", "2", "--warmup-steps", "2", "--prompts", "2", "--samples", "4", "--minibatches", "2"]
+    command = [sys.executable, "examples/entropy_leaderboard.py", "--out", str(tmp_path), "--seeds", "2", *small]
+    command += ["--eval-problems", "4", "--jobs", "1", "--methods"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def once(methods):
+        done = subprocess.run(
+            [*command, methods], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout, json.loads((tmp_path / "entropy-leaderboard.json").read_text())
+
+    once("grpo,kl_cov")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert len(times) == 4
+    table, record = once("grpo,kl_cov,dapo")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert set(record["results"]) == set(record["curves"]) == {"grpo", "kl_cov", "dapo"}
+    assert record["scaled"]["kl_cov"]["options"] == {"ratio": 0.02}
+    assert all(name in table for name in ("grpo", "dapo", "pass@16", "s/step"))
