@@ -9,6 +9,8 @@ Written to --out: plain-loop.json and plain-loop.png.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from common import base_parser, command_line, plotting, print_table, versions, write_ledger
 from torch import nn
@@ -43,7 +45,7 @@ def sample(policy: Policy, target: torch.Tensor, generator: torch.Generator) -> 
     return digits
 
 
-def statistics(policy: Policy, target: torch.Tensor, digits: torch.Tensor) -> dict[str, torch.Tensor]:
+def statistics(policy: Policy, target: torch.Tensor, digits: torch.Tensor) -> dict[str, Any]:
     stats = token_stats(policy(target, digits), digits)
     assert stats.log_probs is not None
     return {"log_probs": stats.log_probs, "entropy": stats.entropy}

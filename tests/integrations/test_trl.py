@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("trl")
 pytest.importorskip("datasets")
-tiny = pytest.importorskip("tiny")
+tiny = pytest.importorskip("_tiny_lm")
 
 from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
