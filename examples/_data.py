@@ -12,6 +12,7 @@ import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def images(root: Path | None, kind: str = "mnist", *, train: int, test: int, see
     if root is None:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         parts = _split(torch.from_numpy(digits.images).float().div(16).unsqueeze(1), torch.from_numpy(digits.target))
         name = "scikit-learn's digits"
     elif kind == "mnist":
@@ -100,7 +101,7 @@ def people(root: Path | None) -> Table:
     if root is None:
         from sklearn.datasets import load_diabetes
 
-        data = load_diabetes(scaled=False)
+        data: Any = load_diabetes(scaled=False)
         columns = {name: torch.from_numpy(data.data[:, i]).float() for i, name in enumerate(data.feature_names)}
         columns["sex"] = columns["sex"].long()
         columns["progression"] = torch.from_numpy(data.target).float()
