@@ -49,7 +49,7 @@ def experiment(slug: str, record: Record | None, columns: Sequence[str] = (), *,
         spread = "mean ± standard deviation over the seeds; " if len(seeds) > 1 else ""
         used = ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items())
         listed = ", ".join(map(str, seeds)) or "not recorded"
-        parts += [f"Seeds: {listed}. Numbers: {spread}entropies in nats per token. {used}."]
+        parts += [f"Seeds: {listed}. Numbers: {spread}entropies in nats. {used}."]
         parts += [f"```bash\n{record['command']}\n```"]
     return "\n\n".join(parts)
 
