@@ -49,11 +49,20 @@ def lowest(scores: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
     >>> lowest(torch.tensor([3.0, 1.0, 1.0]), torch.tensor([True, True, True]), torch.tensor(1))
     tensor([False,  True, False])
     """
-    order = torch.where(eligible, scores, torch.inf).sort(stable=True).indices
-    # Eligible entries come first even where a score is infinite: a second stable sort, by eligibility.
-    order = order[(~eligible[order]).to(torch.uint8).sort(stable=True).indices]
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    return (rank < count) & eligible
+    # Eligible entries come first even where their score is infinite.
+    ranked = torch.where(eligible, scores.clamp(max=torch.finfo(scores.dtype).max), torch.inf)
+    last = ranked.numel() - 1
+    if ranked.device.type == "cpu" and not torch.compiler.is_compiling():
+        if last < 0:
+            return eligible
+        # A CPU may ask how many: a partial sort is enough.
+        place = int(count.clamp(1, last + 1))
+        boundary = ranked.kthvalue(place).values if int(count) > 0 else ranked.new_tensor(-torch.inf)
+    else:
+        boundary = torch.where(count > 0, ranked.sort().values[(count - 1).long().clamp(0, last)], -torch.inf)
+    below = ranked < boundary
+    tied = eligible & (ranked == boundary)
+    return (below | (tied & (tied.cumsum(0) <= count - below.sum()))) & eligible
 
 
 def fraction(count: Tensor, ratio: float) -> Tensor:

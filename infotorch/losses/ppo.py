@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_choice, check_range
-from infotorch.core.reduce import Aggregation, masked_mean
+from infotorch.core.reduce import Aggregation, masked_mean, masked_share
 from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.registry import Part, register
 
@@ -54,7 +54,7 @@ def aggregate_loss(
     """The same without ``rollout_weights``, which concern the policy loss alone."""
     kept = batch.mask if mask is None else mask
     per_token = torch.where(kept, per_token, 0.0)
-    loss = Aggregation.of(aggregation)(
+    loss = Aggregation.of(aggregation).of_zeroed(
         per_token,
         kept,
         num_tokens=batch.num_tokens if mask is None else num_tokens,
@@ -104,21 +104,20 @@ def clipped_surrogate(
     clipped = -advantages * (_between(ratio, low, high) if within is None else within)
     loss = torch.maximum(free, clipped)
     lower = torch.zeros_like(batch.mask)
+    negative = advantages < 0
     if dual_clip is not None:
-        ceiling = -advantages * dual_clip
-        lower = (loss > ceiling) & (advantages < 0)
-        loss = torch.where(advantages < 0, torch.minimum(loss, ceiling), loss)
+        ceiling = torch.where(negative, -advantages * dual_clip, torch.inf)
+        lower = loss > ceiling
+        loss = torch.minimum(loss, ceiling)
     seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
-    outside = ((seen < low) & (advantages < 0)) | ((seen > high) & (advantages > 0))
-    if ratio.shape[1] == 1:  # one ratio a row: count rows, empty ones too
-        region = outside.any(1).to(loss.dtype).mean()
-    else:
-        region = masked_mean(outside.to(loss.dtype), batch.mask)
+    outside = ((seen < low) & negative) | ((seen > high) & (advantages > 0))
+    by_row = ratio.shape[1] == 1  # one ratio a row: count rows, empty ones too
+    region = outside.any(1).to(loss.dtype).mean() if by_row else masked_share(outside, batch.mask, loss.dtype)
     return loss, {
-        "clip_fraction": masked_mean((clipped > free).to(loss.dtype), batch.mask),
-        "clip_fraction_lower": masked_mean(lower.to(loss.dtype), batch.mask),
+        "clip_fraction": masked_share(clipped > free, batch.mask, loss.dtype),
+        "clip_fraction_lower": masked_share(lower, batch.mask, loss.dtype),
         "clip_region": region,
-        "approx_kl": masked_mean(-batch.log_ratio, batch.mask),
+        "approx_kl": masked_mean(-batch.log_ratio.detach(), batch.mask),
     }
 
 
