@@ -59,7 +59,8 @@ def lowest(scores: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
         place = int(count.clamp(1, last + 1))
         boundary = ranked.kthvalue(place).values if int(count) > 0 else ranked.new_tensor(-torch.inf)
     else:
-        boundary = torch.where(count > 0, ranked.sort().values[(count - 1).long().clamp(0, last)], -torch.inf)
+        place = (count - 1).long().clamp(0, last).reshape(1)
+        boundary = torch.where(count > 0, ranked.sort().values.gather(0, place), -torch.inf)
     below = ranked < boundary
     tied = eligible & (ranked == boundary)
     return (below | (tied & (tied.cumsum(0) <= count - below.sum()))) & eligible
