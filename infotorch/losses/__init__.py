@@ -47,7 +47,16 @@ from infotorch.losses.entropy_bonus import (
     adaptive_entropy_bonus,
     entropy_bonus,
 )
+from infotorch.losses.entropy_history import EntropyHistory
 from infotorch.losses.entropy_regularizer import EntropyRegularizer, entropy_regularizer, peak_mask
+from infotorch.losses.epo import (
+    EPO,
+    EntropyCap,
+    corridor_penalty,
+    entropy_cap,
+    epo,
+    phase_weight,
+)
 from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
 from infotorch.losses.kl import KLRegularizer, KLReward, kl_estimate, kl_regularizer, kl_reward
 from infotorch.losses.overlong import Overlong, overlong_reward
@@ -74,6 +83,7 @@ __all__ = [
     "CANON",
     "CISPO",
     "COPO",
+    "EPO",
     "GRPO",
     "GSPO",
     "ON_POLICY",
@@ -86,6 +96,8 @@ __all__ = [
     "ClipCov",
     "DrGRPO",
     "EntropyBonus",
+    "EntropyCap",
+    "EntropyHistory",
     "EntropyLaw",
     "EntropyRegularizer",
     "ForkingTokens",
@@ -112,12 +124,18 @@ __all__ = [
     "copo",
     "copo_advantages",
     "copo_weight",
+    "corridor_penalty",
     "cosine_restarts",
     "dr_grpo_advantage",
+    "dr_grpo_advantage",
     "entropy_bonus",
+    "entropy_bonus",
+    "entropy_cap",
     "entropy_change",
     "entropy_covariance",
+    "entropy_covariance",
     "entropy_regularizer",
+    "epo",
     "fit_entropy_law",
     "forking_mask",
     "forking_tokens",
@@ -134,6 +152,7 @@ __all__ = [
     "overlong_reward",
     "part_table",
     "peak_mask",
+    "phase_weight",
     "ppo",
     "predicted_entropy_change",
     "presets",
