@@ -41,6 +41,7 @@ from infotorch.losses.cov_entropy import (
     predicted_entropy_change,
     token_covariance,
 )
+from infotorch.losses.empg import EMPG, EMPGSteps, empg_advantage, empg_steps, expected_score_norm
 from infotorch.losses.entropy_bonus import (
     AdaptiveEntropyBonus,
     EntropyBonus,
@@ -83,6 +84,7 @@ __all__ = [
     "CANON",
     "CISPO",
     "COPO",
+    "EMPG",
     "EPO",
     "GRPO",
     "GSPO",
@@ -95,6 +97,7 @@ __all__ = [
     "COPOAdvantages",
     "ClipCov",
     "DrGRPO",
+    "EMPGSteps",
     "EntropyBonus",
     "EntropyCap",
     "EntropyHistory",
@@ -128,6 +131,8 @@ __all__ = [
     "cosine_restarts",
     "dr_grpo_advantage",
     "dr_grpo_advantage",
+    "empg_advantage",
+    "empg_steps",
     "entropy_bonus",
     "entropy_bonus",
     "entropy_cap",
@@ -136,6 +141,7 @@ __all__ = [
     "entropy_covariance",
     "entropy_regularizer",
     "epo",
+    "expected_score_norm",
     "fit_entropy_law",
     "forking_mask",
     "forking_tokens",
