@@ -75,9 +75,20 @@ from infotorch.losses.registry import (
     register,
     register_recipe,
 )
+from infotorch.losses.replay_buffer import ReplayBuffer, recalibrated_advantages, replay_count
 from infotorch.losses.sapo import SAPO, sapo
 from infotorch.losses.siren import Siren, siren
+from infotorch.losses.spear import (
+    DrBoT,
+    SelfImitation,
+    dr_bot_advantage,
+    informative_groups,
+    replay_weight,
+    screened_mask,
+    self_imitation,
+)
 from infotorch.losses.steer import Steer, entropy_change, steer, steer_weights
+from infotorch.losses.tool_reward import ToolReward, tool_reward, tool_value, tool_weight
 
 __all__ = [
     "AUXILIARY",
@@ -96,6 +107,7 @@ __all__ = [
     "AuxiliarySampling",
     "COPOAdvantages",
     "ClipCov",
+    "DrBoT",
     "DrGRPO",
     "EMPGSteps",
     "EntropyBonus",
@@ -113,10 +125,13 @@ __all__ = [
     "PartInfo",
     "Recipe",
     "Replay",
+    "ReplayBuffer",
     "ScheduledPart",
+    "SelfImitation",
     "Siren",
     "Steer",
     "TokenBatch",
+    "ToolReward",
     "adaptive_entropy_bonus",
     "blended_policy_loss",
     "build",
@@ -129,6 +144,7 @@ __all__ = [
     "copo_weight",
     "corridor_penalty",
     "cosine_restarts",
+    "dr_bot_advantage",
     "dr_grpo_advantage",
     "dr_grpo_advantage",
     "empg_advantage",
@@ -149,6 +165,7 @@ __all__ = [
     "grpo_advantage",
     "gspo",
     "info",
+    "informative_groups",
     "inter_share",
     "kl_cov",
     "kl_estimate",
@@ -163,14 +180,22 @@ __all__ = [
     "predicted_entropy_change",
     "presets",
     "prompt_advantages",
+    "recalibrated_advantages",
     "recipe",
     "recipe_names",
     "register",
     "register_recipe",
+    "replay_count",
+    "replay_weight",
     "sapo",
+    "screened_mask",
+    "self_imitation",
     "siren",
     "steer",
     "steer_weights",
     "token_covariance",
+    "tool_reward",
+    "tool_value",
+    "tool_weight",
     "uniform_groups",
 ]

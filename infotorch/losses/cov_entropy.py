@@ -32,7 +32,7 @@ from infotorch.core.categorical import log_softmax
 from infotorch.core.reduce import masked_mean
 from infotorch.losses._select import Pool, fraction, lowest
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
-from infotorch.losses.ppo import AggregationLike, check_clip, reduce_loss
+from infotorch.losses.ppo import AggregationLike, bounded, check_clip, reduce_loss
 from infotorch.losses.registry import Part, register
 
 
@@ -82,6 +82,7 @@ def clip_cov(
     upper: float = 5.0,
     clip_low: float = 1.0,
     clip_high: float = 1.0,
+    log_ratio_bound: float | None = 20.0,
     scope: str = "local",
     generator: torch.Generator | None = None,
     priorities: Tensor | None = None,
@@ -100,6 +101,7 @@ def clip_cov(
         upper: Greatest (exclusive).
         clip_low: Width of the ratio's clip below 1; loose on purpose.
         clip_high: Width above 1.
+        log_ratio_bound: Log-ratios are clamped to this size and send no gradient beyond; None for no bound.
         scope: ``"local"`` as the authors, or ``"global"``: one choice over all data-parallel ranks, drawn
             by rank 0.
         generator: Source of the draw; default: torch's.
@@ -123,7 +125,7 @@ def clip_cov(
     check_range("ratio", ratio, 0.0, 1.0)
     check_clip(clip_low, clip_high)
     assert batch.advantages is not None
-    log_ratio = batch.log_ratio
+    log_ratio = bounded(batch.log_ratio, log_ratio_bound)
     free = -batch.advantages * log_ratio.exp()
     clipped = -batch.advantages * log_ratio.exp().clamp(1 - clip_low, 1 + clip_high)
     covariance = token_covariance(batch, scope=scope)

@@ -43,6 +43,7 @@ def fields(seed: int = 0, groups: int = 3, length: int = 9, dtype: torch.dtype =
     # Drawn last, so that the numbers of the others stay. "extras.x" is an entry of TokenBatch.extras.
     found["extras.entropy_covariance"] = (0.2 * normal(b, length)).to(dtype)
     found["extras.tempered_log_probs"] = (log_probs + 0.1 * normal(b, length)).to(dtype)
+    found["extras.tool_turns"] = torch.randint(0, 14, (b,), generator=g)
     return found
 
 
