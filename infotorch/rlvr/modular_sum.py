@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core import TokenStats, token_stats
-from infotorch.losses import AUXILIARY, ON_POLICY, LossOutput, Recipe, TokenBatch
+from infotorch.losses import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
 from infotorch.rlvr.metrics import TrainingHistory
 from infotorch.rlvr.responses import batch_fields, concatenate, each
@@ -33,7 +33,7 @@ def run_modular_sum(
     """Train a tabular policy on `ModularSum` with Adam and record its reward and exact entropy.
 
     Every step draws ``samples`` responses to every prompt and makes ``epochs`` updates on the whole batch. Recipes that
-    ask for auxiliary samples at another temperature get them.
+    ask for auxiliary samples at another temperature or for rows of earlier steps get them.
 
     Args:
         recipe: A `Recipe` or the name of one.
@@ -47,7 +47,8 @@ def run_modular_sum(
 
     Returns:
         One row per step with ``reward`` (mean of its samples), ``entropy`` (exact, nats per token, before the
-        update), the first update's ``loss`` and the loss's metrics as ``loss/<name>`` (mean over the updates); a last
+        update), the first update's ``loss`` and the loss's metrics as ``loss/<name>`` (mean over the updates;
+        ``replay/<name>`` for optimizer steps on repeated rows alone); a last
         row with ``reward``, ``entropy`` and ``distinct`` (mean number of different correct answers per prompt in
         ``final_samples``).
 
@@ -94,20 +95,26 @@ def run_modular_sum(
                         tempered = _stats(policy, rolled, temperature=plan.temperature).log_probs
                     assert tempered is not None
                     extras["tempered_log_probs"] = tempered
-        batch: TokenBatch | None = None
-        outputs: list[LossOutput] = []
-        for _ in range(epochs):
+        with torch.no_grad():
             stats = _stats(policy, rolled, **recipe.token_options)
-            if batch is None:
-                batch = recipe.prepare(_record(task, rolled, start, each(stats, Tensor.detach), extras))
-            output = recipe(batch.replace(**batch_fields(stats, batch.extras)))
-            optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            optimizer.step()
-            recipe.after_step()
-            outputs.append(output)
-        metrics = {f"loss/{k}": float(torch.stack([o.metrics[k] for o in outputs]).mean()) for k in outputs[0].metrics}
-        history.append(step, loss=float(outputs[0].loss.detach()), **metrics)
+        batch = recipe.prepare(_record(task, rolled, start, stats, extras))
+        updates = _with_replay(recipe, batch, rolled)
+        outputs: list[list[LossOutput]] = [[] for _ in updates]
+        for _ in range(epochs):
+            for (record, responses), done in zip(updates, outputs, strict=True):
+                stats = _stats(policy, responses, **recipe.token_options)
+                output = recipe(record.replace(**batch_fields(stats, record.extras)))
+                optimizer.zero_grad(set_to_none=True)
+                output.loss.backward()
+                optimizer.step()
+                recipe.after_step()
+                done.append(output)
+        metrics = {
+            f"{prefix}/{name}": float(torch.stack([output.metrics[name] for output in done]).mean())
+            for prefix, done in zip(("loss", "replay"), outputs, strict=False)
+            for name in done[0].metrics
+        }
+        history.append(step, loss=float(outputs[0][0].loss.detach()), **metrics)
     tokens = policy.sample(final_samples, generator)
     history.append(
         steps,
@@ -125,6 +132,24 @@ class _Responses:
     prompts: Tensor
     tokens: Tensor
     source: int = ON_POLICY
+
+
+def _with_replay(
+    recipe: Recipe, batch: TokenBatch, rolled: Sequence[_Responses]
+) -> list[tuple[TokenBatch, Sequence[_Responses]]]:
+    """What to train on: the rollout batch, with the rows that the recipe wants repeated in it or after it."""
+    assert batch.group is not None
+    assert batch.tokens is not None
+    replay = recipe.replay(batch, {"tokens": batch.tokens, "prompt": batch.group.unsqueeze(1)})
+    if replay is None:
+        return [(batch, rolled)]
+    rows = replay.payload
+    earlier = _Responses(rows["prompt"].squeeze(1), rows["tokens"].unsqueeze(1), REPLAY)
+    if replay.separate:
+        return [(batch, rolled), (replay.batch, [earlier])]
+    whole = TokenBatch.cat([batch, replay.batch])
+    num_tokens, num_sequences = whole.counts()
+    return [(whole.replace(num_tokens=num_tokens, num_sequences=num_sequences), [*rolled, earlier])]
 
 
 def _stats(policy: TabularPolicy, rolled: Sequence[_Responses], **options: Any) -> TokenStats:

@@ -158,13 +158,16 @@ class RLVRModule(LightningModule):
         """Roll out, score, update."""
         started = time.perf_counter()
         responses = self.roll_out(batch)
-        token_batch = self.recipe.prepare(self.token_batch(responses))
-        outputs = [
-            output
-            for epoch in range(self.epochs)
-            for rows in self._minibatches(len(responses), epoch)
-            for output in self._update(responses, token_batch, rows)
-        ]
+        if self.minibatches > len(responses):
+            raise ValueError(
+                f"minibatches: expected at most {len(responses)} (the responses of a step), got {self.minibatches}"
+            )
+        parts = self._with_replay(responses, self.recipe.prepare(self.token_batch(responses)))
+        outputs: list[list[LossOutput]] = [[] for _ in parts]
+        for epoch in range(self.epochs):
+            for (members, record), done in zip(parts, outputs, strict=True):
+                for rows in self._minibatches(len(members), epoch):
+                    done += self._update(members, record, rows)
         self._log_step(responses, outputs, time.perf_counter() - started)
         self.rollout_step += 1
         if self.eval_every and self.rollout_step % self.eval_every == 0:
@@ -270,6 +273,17 @@ class RLVRModule(LightningModule):
             source=responses.source,
         )
 
+    def _with_replay(self, responses: ResponseBatch, batch: TokenBatch) -> list[tuple[ResponseBatch, TokenBatch]]:
+        """What to train on: the rollout batch, with the rows that the recipe wants repeated in it or after it."""
+        replay = self.recipe.replay(batch, responses.payload()) if self.recipe.replays else None
+        if replay is None:
+            return [(responses, batch)]
+        earlier = ResponseBatch.from_replay(replay)
+        if replay.separate:
+            return [(responses, batch), (earlier, replay.batch)]
+        whole = ResponseBatch.cat([responses, earlier], self.task.codec.pad_id)
+        return [(whole, TokenBatch.cat([batch, replay.batch]))]
+
     def _stats(self, model: nn.Module, responses: ResponseBatch, scale: float = 1.0) -> TokenStats:
         options, temperature = self.recipe.token_options, self.temperature * scale
         return response_stats(model, responses, temperature=temperature, fused_head=self.fused_head, **options)
@@ -280,13 +294,11 @@ class RLVRModule(LightningModule):
         return concatenate([self._stats(model, responses.select(part), scale) for part in rows])
 
     def _minibatches(self, rows: int, epoch: int) -> Sequence[Tensor]:
-        if self.minibatches > rows:
-            raise ValueError(f"minibatches: expected at most {rows} (the responses of a step), got {self.minibatches}")
         if self.minibatches == 1:
             return [torch.arange(rows)]
         key = ((self.seed * 1_000_003 + self.rollout_step) * 1_009 + epoch) % 2**63
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(key))
-        return order.tensor_split(self.minibatches)
+        return order.tensor_split(min(self.minibatches, rows))  # repeated rows may be fewer than the minibatches
 
     def _update(self, responses: ResponseBatch, batch: TokenBatch, rows: Tensor) -> list[LossOutput]:
         """One optimizer step on the given rows, a micro-batch at a time."""
@@ -362,7 +374,7 @@ class RLVRModule(LightningModule):
         self.history.append(self.rollout_step, **values)
         self.log_dict({f"eval/{name}": value for name, value in values.items()}, batch_size=1)
 
-    def _log_step(self, responses: ResponseBatch, outputs: Sequence[LossOutput], seconds: float) -> None:
+    def _log_step(self, responses: ResponseBatch, outputs: Sequence[Sequence[LossOutput]], seconds: float) -> None:
         if responses.source is not None:
             responses = responses.select((responses.source == ON_POLICY).nonzero().squeeze(1))
         mask = responses.mask
@@ -377,10 +389,12 @@ class RLVRModule(LightningModule):
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "loss": float(torch.stack([output.loss.detach() for output in outputs]).sum()) / updates,
+            "loss": float(torch.stack([output.loss.detach() for output in outputs[0]]).sum()) / updates,
         }
-        for name in outputs[0].metrics:
-            values[f"loss/{name}"] = float(torch.stack([o.metrics[name].float() for o in outputs]).mean())
+        # Optimizer steps on repeated rows alone are logged apart.
+        for prefix, done in zip(("loss", "replay"), outputs, strict=False):
+            for name in done[0].metrics:
+                values[f"{prefix}/{name}"] = float(torch.stack([o.metrics[name].float() for o in done]).mean())
         self.history.append(self.rollout_step, **values)
         shown = {"reward", "entropy"}
         rest = {name: value for name, value in values.items() if name not in shown}

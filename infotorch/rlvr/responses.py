@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from infotorch.core import TokenStats, token_stats, token_stats_from_hidden
 from infotorch.core.tokens import EXTRAS
+from infotorch.losses import ON_POLICY, Replay
 from infotorch.rollout import Rollouts
 
 __all__ = ["ResponseBatch", "batch_fields", "response_stats"]
@@ -79,8 +80,59 @@ class ResponseBatch:
     def select(self, rows: Tensor) -> ResponseBatch:
         """The given rows."""
         rows = rows.to(self.tokens.device)
-        values: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return ResponseBatch(**{name: x[rows] if isinstance(x, Tensor) else x for name, x in values.items()})
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        taken: dict[str, Any] = {name: x[rows] if isinstance(x, Tensor) else x for name, x in values.items()}
+        return ResponseBatch(**taken)
+
+    @staticmethod
+    def cat(batches: Sequence[ResponseBatch], pad_id: int) -> ResponseBatch:
+        """The rows of several batches under one another, padded on the right."""
+
+        def joined(name: str) -> Any:
+            values = [getattr(batch, name) for batch in batches]
+            if name == "source" and any(value is not None for value in values):
+                values = [b.answer.new_full((len(b),), ON_POLICY) if b.source is None else b.source for b in batches]
+            if not isinstance(values[0], Tensor):
+                return values[0]
+            if values[0].ndim == 1:
+                return torch.cat(values)
+            fill = pad_id if name in ("input_ids", "tokens") else 0
+            width = max(value.shape[1] for value in values)
+            return torch.cat([nn.functional.pad(value, (0, width - value.shape[1]), value=fill) for value in values])
+
+        found: dict[str, Any] = {entry.name: joined(entry.name) for entry in fields(ResponseBatch)}
+        return ResponseBatch(**found)
+
+    def payload(self) -> dict[str, list[Tensor]]:
+        """What computing a row's log-probabilities takes, row by row without padding; see :meth:`from_replay`."""
+        found: dict[str, list[Tensor]] = {"input_ids": [], "predict_at": [], "tokens": []}
+        lengths = self.mask.sum(1).tolist()
+        ends = (self.predict_at.amax(1) + 2).tolist()  # the last response token stands after its prediction
+        for row, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+            found["input_ids"].append(self.input_ids[row, :end])
+            found["predict_at"].append(self.predict_at[row, :length])
+            found["tokens"].append(self.tokens[row, :length])
+        return found
+
+    @classmethod
+    def from_replay(cls, replay: Replay) -> ResponseBatch:
+        """Rows that were stored with :meth:`payload`."""
+        batch, rows = replay.batch, replay.payload
+        assert batch.old_log_probs is not None
+        assert batch.rewards is not None
+        missing = torch.full_like(batch.rewards, -1, dtype=torch.long)
+        return cls(
+            input_ids=rows["input_ids"],
+            predict_at=rows["predict_at"],
+            tokens=rows["tokens"],
+            mask=batch.mask,
+            log_probs=batch.old_log_probs,
+            entropies=torch.zeros_like(batch.old_log_probs),
+            rewards=batch.rewards,
+            group=missing,
+            answer=missing,
+            source=batch.source,
+        )
 
 
 def answer_ids(answers: Sequence[Hashable | None]) -> Tensor:

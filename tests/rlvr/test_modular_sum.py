@@ -2,9 +2,10 @@ import itertools
 
 import pytest
 import torch
+from repeater import Repeater
 
 from infotorch.core import token_stats
-from infotorch.losses import recipe
+from infotorch.losses import REPLAY, Recipe, recipe
 from infotorch.rlvr import run_modular_sum
 from infotorch.rlvr.tasks.modular_sum import ModularSum, TabularPolicy
 
@@ -103,6 +104,34 @@ def test_filler_variant_starts_certain_at_the_fillers():
     table = policy.table.detach()
     entropy = -(table.softmax(-1) * table.log_softmax(-1)).sum(-1).mean((0, 2))
     assert entropy[~task.decides].max() < 0.6 * entropy[task.decides].min()
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_rows_can_be_repeated(separate):
+    part = Repeater(separate=separate)
+    run_modular_sum(Recipe("ppo", advantage="grpo", regularizers=[part]), steps=2, epochs=2, final_samples=1)
+    repeated = [batch for batch in part.seen if batch.mask.any()]
+    assert len(repeated) == 4
+    if separate:
+        assert all(batch.source.eq(REPLAY).all() for batch in repeated)
+    else:
+        # Before the first update the rows, computed again from their payload, are those that were sampled.
+        for batch in repeated[::2]:
+            assert batch.log_ratio.abs().max() < 1e-6
+            assert int(batch.num_sequences) == 64
+    assert repeated[1].log_ratio.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("combine", ["sum", "alternate"])
+def test_spear_repeats_good_rows(combine):
+    """Only rows better than the median group come back, and the loss on them falls as they are imitated."""
+    method = recipe("spear", buffer={"size": 16}, warmup=0, combine=combine)
+    history = run_modular_sum(method, steps=8, final_samples=1)
+    prefix = "loss" if combine == "sum" else "replay"
+    rows = [row.get(f"{prefix}/replay_rows", 0.0) for row in history.rows]
+    assert max(rows) == 16
+    assert rows[0] == 0, "too few at first"
+    assert recipe("spear").regularizers[0].buffer.size == 2048
 
 
 def test_errors():

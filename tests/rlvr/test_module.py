@@ -3,8 +3,9 @@ import warnings
 import pytest
 import torch
 from lightning import Trainer
+from repeater import Repeater
 
-from infotorch.losses import Recipe
+from infotorch.losses import REPLAY, Recipe
 from infotorch.nn import TinyDecoder
 from infotorch.rlvr import PromptBatch, PromptLoader, RLVRModule
 from infotorch.rlvr.responses import response_stats
@@ -111,7 +112,16 @@ def test_entropy_bonus_reaches_the_weights():
 
 
 @pytest.mark.parametrize(
-    "recipe", ["grpo", {"advantage": "grpo", "policy": {"name": "clip_cov", "ratio": 0.2, "lower": 0}}]
+    "recipe",
+    [
+        "grpo",
+        {"advantage": "grpo", "policy": {"name": "clip_cov", "ratio": 0.2, "lower": 0}},
+        {
+            "advantage": "grpo",
+            "policy": "ppo",
+            "regularizers": [{"name": "self_imitation", "warmup": 0, "buffer": {"size": 8}}, "epo"],
+        },
+    ],
 )
 @pytest.mark.parametrize("old", ["recompute", "sampler"])
 def test_resumed_training_is_bitwise_the_uninterrupted_one(recipe, old, tmp_path):
@@ -141,6 +151,42 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(recipe, old, tmp_path
     timings = {"seconds", "tokens_per_second"}
     rows = [[{k: v for k, v in row.items() if k not in timings} for row in m.history.rows] for m in (whole, second)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_rows_can_be_repeated(separate, micro_batch):
+    part = Repeater(separate=separate)
+    net = module(Recipe("ppo", advantage="grpo", regularizers=[part]), minibatches=1, micro_batch=micro_batch)
+    fit(net, 2)
+    repeated = [batch for batch in part.seen if batch.mask.any()]
+    assert all(batch.num_sequences == 8 for batch in repeated)  # half of the 16 responses
+    per_pass = sum(int(batch.mask.any(1).sum()) for batch in repeated) / 4
+    assert per_pass == 8
+    if separate:
+        assert all(batch.source.eq(REPLAY).all() for batch in repeated)
+        assert net.history.rows[0]["replay/repeated"] > 0
+        assert net.history.rows[0]["loss/repeated"] == 0
+    else:
+        # Before the first update the rows, computed again from their payload, are those that were sampled.
+        assert repeated[0].log_ratio.abs().max() < 1e-5
+    assert repeated[-1].log_ratio.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("combine", ["sum", "alternate"])
+def test_spear_repeats_rows_of_earlier_steps(combine):
+    net = module(
+        {
+            "advantage": "dr_bot",
+            "policy": {"name": "clip_cov", "ratio": 0.02},
+            "regularizers": [{"name": "self_imitation", "warmup": 0, "combine": combine, "buffer": {"size": 4}}],
+        }
+    )
+    fit(net, 4)
+    key = "loss/replay_rows" if combine == "sum" else "replay/replay_rows"
+    # Mean over the minibatches: the four rows are split over two.
+    assert max(row.get(key, 0.0) for row in net.history.rows) == 2
+    assert all(parameter.isfinite().all() for parameter in net.model.parameters())
 
 
 def test_curves_and_evaluation():

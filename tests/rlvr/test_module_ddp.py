@@ -62,6 +62,20 @@ def train(world, recipe):
 RECIPES = [
     {"advantage": "grpo", "policy": "ppo", "regularizers": [{"name": "entropy_bonus", "coef": 0.1}]},
     {"advantage": "dr_grpo", "policy": {"name": "ppo", "aggregation": "seq-mean-token-mean"}},
+    # Rows of earlier steps: three of them, which two processes cannot share evenly.
+    {
+        "advantage": "dr_grpo",
+        "policy": "ppo",
+        "regularizers": [
+            {
+                "name": "self_imitation",
+                "warmup": 0,
+                "covariance_clip": False,
+                "buffer": {"size": 3, "take": "all"},
+            },
+            {"name": "epo", "coef": 0.1, "per_turn": True, "low": 0.9, "high": 1.0},
+        ],
+    },
 ]
 
 
