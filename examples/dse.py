@@ -196,8 +196,7 @@ def plot(blobs_found: list[dict[str, dict[str, list[float]]]], runs: dict[str, A
             axis.fill_between(epochs, curves.amin(0), curves.amax(0), color=color, alpha=0.12, linewidth=0)
     axes[1].set(xlabel="epoch", title="DSMI with the labels, nats (dotted: training images)")
     axes[2].set(xlabel="epoch", title="DSE, nats (dotted: at the fixed width 10)")
-    for axis in axes[1:]:
-        axis.legend(fontsize=8)
+    axes[2].legend(fontsize=8)  # of both
     figure.savefig(path)
 
 
