@@ -205,6 +205,7 @@ def test_empty_groups():
         transport.sinkhorn(torch.rand(3, 3), torch.zeros(3), torch.zeros(3), eps=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:fit_power_law")  # nothing is left to fit
 def test_more_columns_than_points():
     wide = normal(12, 50)
     with pytest.warns(UserWarning, match="rankme: 12 rows of 50 features"):
