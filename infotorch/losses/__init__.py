@@ -60,7 +60,9 @@ from infotorch.losses.epo import (
 )
 from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
 from infotorch.losses.kl import KLRegularizer, KLReward, kl_estimate, kl_regularizer, kl_reward
+from infotorch.losses.light_if import TEA, EntropySFT, entropy_sft, tea
 from infotorch.losses.overlong import Overlong, overlong_reward
+from infotorch.losses.pear import PEAR, closing_span, pear_reward, phase_entropies
 from infotorch.losses.ppo import GSPO, PPO, gspo, ppo
 from infotorch.losses.recipe import Recipe, part_table, recipe, recipe_names
 from infotorch.losses.registry import (
@@ -100,9 +102,11 @@ __all__ = [
     "GRPO",
     "GSPO",
     "ON_POLICY",
+    "PEAR",
     "PPO",
     "REPLAY",
     "SAPO",
+    "TEA",
     "AdaptiveEntropyBonus",
     "AuxiliarySampling",
     "COPOAdvantages",
@@ -115,6 +119,7 @@ __all__ = [
     "EntropyHistory",
     "EntropyLaw",
     "EntropyRegularizer",
+    "EntropySFT",
     "ForkingTokens",
     "KLCov",
     "KLRegularizer",
@@ -139,6 +144,7 @@ __all__ = [
     "canon_advantages",
     "cispo",
     "clip_cov",
+    "closing_span",
     "copo",
     "copo_advantages",
     "copo_weight",
@@ -153,6 +159,7 @@ __all__ = [
     "entropy_change",
     "entropy_covariance",
     "entropy_regularizer",
+    "entropy_sft",
     "epo",
     "expected_score_norm",
     "fit_entropy_law",
@@ -172,6 +179,8 @@ __all__ = [
     "overlong_reward",
     "part_table",
     "peak_mask",
+    "pear_reward",
+    "phase_entropies",
     "phase_weight",
     "ppo",
     "predicted_entropy_change",
@@ -190,6 +199,7 @@ __all__ = [
     "siren",
     "steer",
     "steer_weights",
+    "tea",
     "token_covariance",
     "tool_reward",
     "tool_value",

@@ -36,15 +36,16 @@ from infotorch.losses.ppo import AggregationLike, bounded, check_clip, reduce_lo
 from infotorch.losses.registry import Part, register
 
 
-def token_covariance(batch: TokenBatch, *, scope: str = "local") -> Tensor:
+def token_covariance(batch: TokenBatch, *, scope: str = "local", detach: bool = True) -> Tensor:
     r"""Each token's part of the covariance, :math:`(A - \bar A)(\log \pi - \overline{\log \pi})`.
 
     Args:
         batch: Reads ``log_probs`` and ``advantages``.
         scope: Means over this batch (``"local"``) or over all data-parallel ranks (``"global"``).
+        detach: Whether no gradient flows to ``log_probs``; none ever flows through the means.
 
     Returns:
-        Shape ``(B, T)``, without gradient; 0 outside the mask and where ``log_probs`` is not finite.
+        Shape ``(B, T)``; 0 outside the mask and where ``log_probs`` is not finite.
 
     Raises:
         ValueError: Missing advantages, unknown scope.
@@ -57,13 +58,15 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local") -> Tensor:
     batch.require("token_covariance", "advantages")
     check_choice("scope", scope, ("local", "global"))
     assert batch.advantages is not None
-    log_probs, advantages = batch.log_probs.detach(), batch.advantages.detach()
+    current, advantages = batch.log_probs, batch.advantages.detach()
+    log_probs = current.detach()
     valid = batch.mask & log_probs.isfinite() & advantages.isfinite()
     sums = torch.stack([torch.where(valid, x, 0.0).sum().to(log_probs.dtype) for x in (log_probs, advantages, valid)])
     if scope == "global":
         sums = distributed.all_reduce_sum(sums)
     mean_log_prob, mean_advantage = sums[:2] / sums[2].clamp(min=1)
-    return torch.where(valid, (advantages - mean_advantage) * (log_probs - mean_log_prob), 0.0)
+    centered = (log_probs if detach else current) - mean_log_prob
+    return torch.where(valid, (advantages - mean_advantage) * centered, 0.0)
 
 
 @register(
