@@ -77,10 +77,11 @@ def plot_curves(
     plt = plotting()
     figure, axes = plt.subplots(1, len(titles), figsize=(5.2 * len(titles), 3.9))
     for axis, (key, label) in zip(axes, titles.items(), strict=True):
-        for color, (name, histories) in zip(COLORS * 2, found.items(), strict=False):
+        for i, (name, histories) in enumerate(found.items()):
+            color, style = COLORS[i % len(COLORS)], ("-", "--")[i // len(COLORS) % 2]
             steps = histories[0].column(key)[0]
             values = torch.tensor([h.column(key)[1] for h in histories])
-            axis.plot(steps, values.mean(0), color=color, label=name)
+            axis.plot(steps, values.mean(0), color=color, linestyle=style, label=name)
             axis.fill_between(steps, values.amin(0), values.amax(0), color=color, alpha=0.12, linewidth=0)
         axis.set_xlabel("step")
         axis.set_title(label)

@@ -18,6 +18,15 @@ from infotorch.losses.advantages import (
     grpo_advantage,
     uniform_groups,
 )
+from infotorch.losses.bapo import (
+    BAPO,
+    RatioBounds,
+    bapo,
+    bapo_bounds,
+    entropy_clip_terms,
+    retained_by_clip,
+    sampled_entropy_clip_terms,
+)
 from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Replay, TokenBatch
 from infotorch.losses.canon import CANON, canon_advantage, canon_advantages, cosine_restarts, inter_share
 from infotorch.losses.cispo import CISPO, cispo
@@ -59,6 +68,17 @@ from infotorch.losses.epo import (
     phase_weight,
 )
 from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
+from infotorch.losses.hapo import (
+    HAPO,
+    HAPOAdvantage,
+    ModulationState,
+    adaptive_clip_widths,
+    adaptive_temperature,
+    entropy_modulation,
+    hapo,
+    hapo_advantage,
+    redistribute_advantages,
+)
 from infotorch.losses.kl import KLRegularizer, KLReward, kl_estimate, kl_regularizer, kl_reward
 from infotorch.losses.light_if import TEA, EntropySFT, entropy_sft, tea
 from infotorch.losses.overlong import Overlong, overlong_reward
@@ -94,6 +114,7 @@ from infotorch.losses.tool_reward import ToolReward, tool_reward, tool_value, to
 
 __all__ = [
     "AUXILIARY",
+    "BAPO",
     "CANON",
     "CISPO",
     "COPO",
@@ -101,6 +122,7 @@ __all__ = [
     "EPO",
     "GRPO",
     "GSPO",
+    "HAPO",
     "ON_POLICY",
     "PEAR",
     "PPO",
@@ -121,13 +143,16 @@ __all__ = [
     "EntropyRegularizer",
     "EntropySFT",
     "ForkingTokens",
+    "HAPOAdvantage",
     "KLCov",
     "KLRegularizer",
     "KLReward",
     "LossOutput",
+    "ModulationState",
     "Overlong",
     "Part",
     "PartInfo",
+    "RatioBounds",
     "Recipe",
     "Replay",
     "ReplayBuffer",
@@ -137,7 +162,11 @@ __all__ = [
     "Steer",
     "TokenBatch",
     "ToolReward",
+    "adaptive_clip_widths",
     "adaptive_entropy_bonus",
+    "adaptive_temperature",
+    "bapo",
+    "bapo_bounds",
     "blended_policy_loss",
     "build",
     "canon_advantage",
@@ -157,7 +186,9 @@ __all__ = [
     "entropy_bonus",
     "entropy_cap",
     "entropy_change",
+    "entropy_clip_terms",
     "entropy_covariance",
+    "entropy_modulation",
     "entropy_regularizer",
     "entropy_sft",
     "epo",
@@ -168,6 +199,8 @@ __all__ = [
     "group_advantages",
     "grpo_advantage",
     "gspo",
+    "hapo",
+    "hapo_advantage",
     "info",
     "informative_groups",
     "inter_share",
@@ -189,10 +222,13 @@ __all__ = [
     "recalibrated_advantages",
     "recipe",
     "recipe_names",
+    "redistribute_advantages",
     "register",
     "register_recipe",
     "replay_count",
     "replay_weight",
+    "retained_by_clip",
+    "sampled_entropy_clip_terms",
     "sapo",
     "screened_mask",
     "self_imitation",

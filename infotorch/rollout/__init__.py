@@ -3,5 +3,6 @@
 from infotorch.rollout.random import hash_uniform, mix64
 from infotorch.rollout.records import PaddedRollouts, Rollouts
 from infotorch.rollout.sampler import HFSampler, Sampler
+from infotorch.rollout.temperature import TemperatureProcessor
 
-__all__ = ["HFSampler", "PaddedRollouts", "Rollouts", "Sampler", "hash_uniform", "mix64"]
+__all__ = ["HFSampler", "PaddedRollouts", "Rollouts", "Sampler", "TemperatureProcessor", "hash_uniform", "mix64"]

@@ -298,6 +298,11 @@ def test_masked_quantile_takes_the_nearest_entry(batch, q):
     assert masked_quantile(values, values < 2, 0.5, interpolation="nearest") == 0.0
     assert masked_quantile(values, values < 4, 0.5, interpolation="nearest") == 2.0
 
+    def function(x):
+        return masked_quantile(x, mask, q, interpolation="nearest")
+
+    assert torch.compile(function, fullgraph=True, backend="aot_eager")(x) == function(x)
+
 
 def test_masked_quantile_of_nothing_and_of_nonsense(batch):
     x, mask = batch

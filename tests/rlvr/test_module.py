@@ -5,11 +5,13 @@ import torch
 from lightning import Trainer
 from repeater import Repeater
 
-from infotorch.losses import REPLAY, Recipe
+from infotorch.losses import REPLAY, Recipe, recipe_names
+from infotorch.losses import recipe as named_recipe
 from infotorch.nn import TinyDecoder
 from infotorch.rlvr import PromptBatch, PromptLoader, RLVRModule
 from infotorch.rlvr.responses import response_stats
 from infotorch.rlvr.tasks import RunSum
+from infotorch.rollout import HFSampler
 
 TASK = RunSum(terms=3)
 PROBLEMS = TASK.train(24)
@@ -73,7 +75,7 @@ def test_training_moves_the_reward():
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 * 1.3
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "gspo", "entropy_bonus"])
+@pytest.mark.parametrize("recipe", ["grpo", "gspo", "entropy_bonus", "hapo"])
 def test_micro_batches_change_nothing_but_memory(recipe):
     nets = [module(recipe, micro_batch=size) for size in (None, 3)]
     for net in nets:
@@ -84,16 +86,83 @@ def test_micro_batches_change_nothing_but_memory(recipe):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    ["grpo", "dapo", "dr_grpo", "gspo", "entropy_bonus", "clip_cov", "kl_cov", "forking_tokens"],
-)
-def test_every_recipe_takes_a_finite_step(recipe):
-    net = module(recipe)
+# A trainer of single-turn answers cannot fill the extras that some parts read.
+FILLED = [
+    name for name in recipe_names() if not any(need.startswith("extras.") for need in named_recipe(name).required)
+]
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_every_recipe_takes_a_finite_step(name):
+    recipe = named_recipe(name)
+    net = module(recipe, reference=decoder(seed=1) if "ref_log_probs" in recipe.required else None)
     before = [parameter.clone() for parameter in net.model.parameters()]
     fit(net, 2)
     assert any(not torch.equal(a, b) for a, b in zip(before, net.model.parameters(), strict=True))
     assert all(parameter.isfinite().all() for parameter in net.model.parameters())
+
+
+@pytest.mark.parametrize("bounds_per", ["step", "micro_batch"])
+def test_bounds_of_a_step_are_those_of_all_its_micro_batches(bounds_per):
+    # Balanced advantages; the upper bound rises from 1 until positive tokens are half of the moved batch again.
+    grid = {"low": 1.0, "low_max": 1.0, "low_step": 0.0, "high": 1.0, "high_max": 1.5, "high_step": 0.001}
+    policy = {"name": "bapo", "bounds_per": bounds_per, "target": 0.495, **grid}
+    nets = []
+    for size in (None, 3):
+        advantage = {"name": "hapo_advantage", "fallback": None}
+        net = module({"advantage": advantage, "policy": policy}, micro_batch=size, minibatches=1)
+        fit(net.double(), 2)
+        nets.append(net)
+    chosen = [net.history.column("loss/ratio_high")[1] for net in nets]
+    assert all(1.0 < bound < 1.4 for bound in chosen[0])  # found by a search, not one of its ends
+    assert (chosen[0] == pytest.approx(chosen[1], abs=1e-9)) == (bounds_per == "step")
+    same = all(torch.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in zip(*(n.parameters() for n in nets), strict=True))
+    assert same == (bounds_per == "step")
+
+
+def test_temperatures_come_from_the_recipe_after_its_first_batch_and_not_at_evaluation():
+    asked = []
+
+    class Watching(HFSampler):
+        def generate(self, prompts, n=1, *, temperature=1.0, **options):
+            asked.append(
+                temperature(torch.tensor([[0.0] * 99, [9.0] + [0.0] * 98])) if callable(temperature) else temperature
+            )
+            return super().generate(prompts, n, temperature=temperature, **options)
+
+    def watching(**options):
+        net = module("hapo", temperature=0.9, eval_problems=TASK.test(2), eval_every=1, eval_samples=2, **options)
+        net.sampler = Watching(net.model, pad_token_id=0, stop_token_ids={1})
+        return net
+
+    fit(watching(), 2)
+    start, first, one, second, two = asked
+    assert start == one == two == 0.9
+    assert first.tolist() == pytest.approx([0.9, 0.9])
+    assert second[0] > second[1]
+    # The sampler's log-probabilities are those of the tempered policy, recomputed ones of the policy at 0.9.
+    for old in ("recompute", "sampler"):
+        net = watching(old_log_probs=old)
+        net.recipe.prepare(net.token_batch(net.roll_out(batch())))
+        responses = net.roll_out(batch())
+        record = net.token_batch(responses)
+        torch.testing.assert_close(record.log_probs, response_stats(net.model, responses, temperature=0.9).log_probs)
+        equal = torch.allclose(record.old_log_probs, record.log_probs, atol=1e-5)
+        assert equal == (old == "recompute")
+        if old == "sampler":
+            torch.testing.assert_close(record.old_log_probs, responses.log_probs)
+
+
+def test_a_sampler_that_cannot_temper_is_refused():
+    class Plain(HFSampler):
+        def __post_init__(self):
+            super().__post_init__()
+            self.capabilities = frozenset({"full_entropy"})
+
+    plain = Plain(decoder(), pad_token_id=0)
+    with pytest.raises(ValueError, match="needs the capability 'temperatures'"):
+        module("hapo", sampler=plain)
+    module(named_recipe("hapo", tau=0.0), sampler=plain)
 
 
 def test_entropy_bonus_reaches_the_weights():
