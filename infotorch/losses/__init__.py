@@ -27,6 +27,7 @@ from infotorch.losses.bapo import (
     retained_by_clip,
     sampled_entropy_clip_terms,
 )
+from infotorch.losses.arbitrary_entropy import ArbitraryEntropy, arbitrary_entropy, first_positives, mix_batches
 from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Replay, TokenBatch
 from infotorch.losses.canon import CANON, canon_advantage, canon_advantages, cosine_restarts, inter_share
 from infotorch.losses.cispo import CISPO, cispo
@@ -67,6 +68,7 @@ from infotorch.losses.epo import (
     epo,
     phase_weight,
 )
+from infotorch.losses.entropy_target import EntropyTargetController, target_temperature
 from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
 from infotorch.losses.hapo import (
     HAPO,
@@ -111,6 +113,12 @@ from infotorch.losses.spear import (
 )
 from infotorch.losses.steer import Steer, entropy_change, steer, steer_weights
 from infotorch.losses.tool_reward import ToolReward, tool_reward, tool_value, tool_weight
+from infotorch.losses.tempered_advantage import (
+    TemperedAdvantage,
+    blend_tempered,
+    tempered_advantage,
+    tempered_weight,
+)
 
 __all__ = [
     "AUXILIARY",
@@ -130,6 +138,7 @@ __all__ = [
     "SAPO",
     "TEA",
     "AdaptiveEntropyBonus",
+    "ArbitraryEntropy",
     "AuxiliarySampling",
     "COPOAdvantages",
     "ClipCov",
@@ -142,6 +151,7 @@ __all__ = [
     "EntropyLaw",
     "EntropyRegularizer",
     "EntropySFT",
+    "EntropyTargetController",
     "ForkingTokens",
     "HAPOAdvantage",
     "KLCov",
@@ -160,6 +170,7 @@ __all__ = [
     "SelfImitation",
     "Siren",
     "Steer",
+    "TemperedAdvantage",
     "TokenBatch",
     "ToolReward",
     "adaptive_clip_widths",
@@ -167,6 +178,8 @@ __all__ = [
     "adaptive_temperature",
     "bapo",
     "bapo_bounds",
+    "arbitrary_entropy",
+    "blend_tempered",
     "blended_policy_loss",
     "build",
     "canon_advantage",
@@ -193,6 +206,7 @@ __all__ = [
     "entropy_sft",
     "epo",
     "expected_score_norm",
+    "first_positives",
     "fit_entropy_law",
     "forking_mask",
     "forking_tokens",
@@ -208,6 +222,7 @@ __all__ = [
     "kl_estimate",
     "kl_regularizer",
     "kl_reward",
+    "mix_batches",
     "names",
     "overlong_reward",
     "part_table",
@@ -236,6 +251,9 @@ __all__ = [
     "steer",
     "steer_weights",
     "tea",
+    "target_temperature",
+    "tempered_advantage",
+    "tempered_weight",
     "token_covariance",
     "tool_reward",
     "tool_value",

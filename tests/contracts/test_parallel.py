@@ -31,6 +31,7 @@ def counts(values: dict[str, Tensor]) -> dict:
 def loss_and_gradients(name: str, values: dict[str, Tensor], **more) -> dict[str, Tensor]:
     leaves = {k: values[k].clone().requires_grad_() for k in LEAVES}
     part = build(options_of(name))
+    part.auxiliary(make(values, **more))
     part.start_rollout()
     part.observe(make(values, **more))
     out = part(make({**values, **leaves}, **more))

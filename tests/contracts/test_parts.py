@@ -166,6 +166,7 @@ def test_state_survives_state_dict(name: str) -> None:
     info = registry.info(name)
     first, second = (losses.build({"name": name, **info.example}) for _ in range(2))
     for seed in range(3):
+        first.auxiliary(make(fields(seed)))
         first.start_rollout()
         first(make(fields(seed)))
         first.observe(make(fields(seed)))
