@@ -56,7 +56,7 @@ def target_temperature(
     check_range("low", low, 0.0, 1.0, low_open=True)
     check_range("high", high, 1.0, float("inf"), high_open=True)
     if schedule == "two_level":
-        return torch.where(entropy <= target, high, low).to(entropy.dtype)
+        return torch.where(entropy <= target, torch.full_like(entropy, high), low)
     return (1 + target - entropy).clamp(low, high)
 
 
