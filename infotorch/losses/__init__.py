@@ -60,6 +60,7 @@ from infotorch.losses.entropy_bonus import (
 )
 from infotorch.losses.entropy_history import EntropyHistory
 from infotorch.losses.entropy_regularizer import EntropyRegularizer, entropy_regularizer, peak_mask
+from infotorch.losses.entropy_target import EntropyTargetController, target_temperature
 from infotorch.losses.epo import (
     EPO,
     EntropyCap,
@@ -68,7 +69,6 @@ from infotorch.losses.epo import (
     epo,
     phase_weight,
 )
-from infotorch.losses.entropy_target import EntropyTargetController, target_temperature
 from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
 from infotorch.losses.hapo import (
     HAPO,
@@ -112,13 +112,13 @@ from infotorch.losses.spear import (
     self_imitation,
 )
 from infotorch.losses.steer import Steer, entropy_change, steer, steer_weights
-from infotorch.losses.tool_reward import ToolReward, tool_reward, tool_value, tool_weight
 from infotorch.losses.tempered_advantage import (
     TemperedAdvantage,
     blend_tempered,
     tempered_advantage,
     tempered_weight,
 )
+from infotorch.losses.tool_reward import ToolReward, tool_reward, tool_value, tool_weight
 
 __all__ = [
     "AUXILIARY",
@@ -250,8 +250,8 @@ __all__ = [
     "siren",
     "steer",
     "steer_weights",
-    "tea",
     "target_temperature",
+    "tea",
     "tempered_advantage",
     "tempered_weight",
     "token_covariance",
