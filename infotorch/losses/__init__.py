@@ -18,6 +18,7 @@ from infotorch.losses.advantages import (
     grpo_advantage,
     uniform_groups,
 )
+from infotorch.losses.arbitrary_entropy import ArbitraryEntropy, arbitrary_entropy, first_positives, mix_batches
 from infotorch.losses.bapo import (
     BAPO,
     RatioBounds,
@@ -27,7 +28,6 @@ from infotorch.losses.bapo import (
     retained_by_clip,
     sampled_entropy_clip_terms,
 )
-from infotorch.losses.arbitrary_entropy import ArbitraryEntropy, arbitrary_entropy, first_positives, mix_batches
 from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Replay, TokenBatch
 from infotorch.losses.canon import CANON, canon_advantage, canon_advantages, cosine_restarts, inter_share
 from infotorch.losses.cispo import CISPO, cispo
@@ -176,9 +176,9 @@ __all__ = [
     "adaptive_clip_widths",
     "adaptive_entropy_bonus",
     "adaptive_temperature",
+    "arbitrary_entropy",
     "bapo",
     "bapo_bounds",
-    "arbitrary_entropy",
     "blend_tempered",
     "blended_policy_loss",
     "build",
