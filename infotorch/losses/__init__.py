@@ -51,6 +51,7 @@ from infotorch.losses.cov_entropy import (
     predicted_entropy_change,
     token_covariance,
 )
+from infotorch.losses.cure import cure_origins
 from infotorch.losses.empg import EMPG, EMPGSteps, empg_advantage, empg_steps, expected_score_norm
 from infotorch.losses.entropy_bonus import (
     AdaptiveEntropyBonus,
@@ -68,6 +69,16 @@ from infotorch.losses.epo import (
     entropy_cap,
     epo,
     phase_weight,
+)
+from infotorch.losses.ettrl import (
+    EAR,
+    MajorityVote,
+    ear_advantage,
+    entropy_scale,
+    majority_labels,
+    majority_vote,
+    training_rows,
+    vote_diagnostics,
 )
 from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking_tokens
 from infotorch.losses.hapo import (
@@ -126,6 +137,7 @@ __all__ = [
     "CANON",
     "CISPO",
     "COPO",
+    "EAR",
     "EMPG",
     "EPO",
     "GRPO",
@@ -158,6 +170,7 @@ __all__ = [
     "KLRegularizer",
     "KLReward",
     "LossOutput",
+    "MajorityVote",
     "ModulationState",
     "Overlong",
     "Part",
@@ -192,8 +205,10 @@ __all__ = [
     "copo_weight",
     "corridor_penalty",
     "cosine_restarts",
+    "cure_origins",
     "dr_bot_advantage",
     "dr_grpo_advantage",
+    "ear_advantage",
     "empg_advantage",
     "empg_steps",
     "entropy_bonus",
@@ -203,6 +218,7 @@ __all__ = [
     "entropy_covariance",
     "entropy_modulation",
     "entropy_regularizer",
+    "entropy_scale",
     "entropy_sft",
     "epo",
     "expected_score_norm",
@@ -222,6 +238,8 @@ __all__ = [
     "kl_estimate",
     "kl_regularizer",
     "kl_reward",
+    "majority_labels",
+    "majority_vote",
     "mix_batches",
     "names",
     "overlong_reward",
@@ -258,5 +276,7 @@ __all__ = [
     "tool_reward",
     "tool_value",
     "tool_weight",
+    "training_rows",
     "uniform_groups",
+    "vote_diagnostics",
 ]

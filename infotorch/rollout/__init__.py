@@ -1,8 +1,34 @@
 """Generation for policy optimization: samplers that return log-probabilities and entropies with the tokens."""
 
+from infotorch.rollout.branching import (
+    ForkCosts,
+    Reconcatenated,
+    allowed_tokens,
+    critical_positions,
+    draw_position,
+    fork_costs,
+    fork_positions,
+    reconcatenate,
+)
 from infotorch.rollout.random import hash_uniform, mix64
 from infotorch.rollout.records import PaddedRollouts, Rollouts
 from infotorch.rollout.sampler import HFSampler, Sampler
 from infotorch.rollout.temperature import TemperatureProcessor
 
 __all__ = ["HFSampler", "PaddedRollouts", "Rollouts", "Sampler", "TemperatureProcessor", "hash_uniform", "mix64"]
+__all__ = [
+    "ForkCosts",
+    "HFSampler",
+    "PaddedRollouts",
+    "Reconcatenated",
+    "Rollouts",
+    "Sampler",
+    "allowed_tokens",
+    "critical_positions",
+    "draw_position",
+    "fork_costs",
+    "fork_positions",
+    "hash_uniform",
+    "mix64",
+    "reconcatenate",
+]
