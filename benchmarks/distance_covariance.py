@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.common import Built, Case, Gate, Options, Results, Subject, register
 from benchmarks.machine import version_of
 
-LINE, QUICK_LINE = (1_000, 10_000, 100_000), (2_000,)
-POINTS, QUICK_POINTS = (1_000, 5_000), (400,)
+LINE, QUICK_LINE = (1_000, 10_000, 100_000, 1_000_000), (2_000,)
+POINTS, QUICK_POINTS = (1_000, 5_000, 10_000), (400,)
 CUDA_POINTS = (5_000, 100_000)
 DIMENSIONS = (10, 3)
 FROZEN_LINE, FROZEN_POINTS = (10_000, 100_000), 5_000
@@ -22,7 +22,7 @@ MERGE, AVL, NAIVE = "dcor mergesort", "dcor avl", "dcor naive"
 DENSE = "torch, dense matrices"
 
 
-@register("dcov", "squared distance covariance on a line and in several dimensions")
+@register("distance_covariance", "squared distance covariance on a line and in several dimensions")
 def cases(options: Options) -> list[Case]:
     """Values on a line, values among points, and values with gradients."""
     line = QUICK_LINE if options.quick else LINE
@@ -46,6 +46,8 @@ def _build(n: int, dimensions: tuple[int, int], backward: bool, options: Options
     if not backward and options.device == "cpu":
         for name, method in ((MERGE, "mergesort"), (AVL, "avl")) if line else ((NAIVE, "naive"),):
             subjects.append(_dcor(name, method, x, y))
+        if not line:
+            subjects.append(_hyppo(x, y))
     dense = None if n > DENSE_LIMIT else partial(_run, _dense, x, y, backward)
     subjects.append(Subject(DENSE, version_of("torch") or "-", dense, "" if dense else "needs n x n matrices"))
     gates = [Gate(s.name, "ours_max_abs_error", at_most=1e-9) for s in subjects[:1]]
@@ -83,6 +85,22 @@ def _dcor(name: str, method: str, x: Tensor, y: Tensor) -> Subject:
         return {"value": torch.as_tensor(dcor.distance_covariance_sqr(a, b, method=chosen))}
 
     return Subject(name, version_of("dcor") or "-", run, "no gradient")
+
+
+def _hyppo(x: Tensor, y: Tensor) -> Subject:
+    """Its statistic is the squared correlation, so that values are not compared."""
+    name, version = "hyppo Dcorr(bias=True).statistic", version_of("hyppo")
+    if version is None:
+        return Subject(name, "-", None, "not installed")
+    a, b = x.numpy(), y.numpy()
+
+    def run() -> Results:
+        from hyppo.independence import Dcorr
+
+        Dcorr(bias=True).statistic(a, b)
+        return {}
+
+    return Subject(name, version, run, "squared correlation; no gradient")
 
 
 def _dense(x: Tensor, y: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ DENSE, KERNEL = "torch.linalg.eigvalsh, float64", "kernel and one product with 1
 BUDGET_MS = 20_000.0  # of the estimate at 10,000 points on one CPU thread
 
 
-@register("dse", "diffusion spectral entropy, exact and estimated")
+@register("spectral_entropy", "diffusion spectral entropy, exact and estimated")
 def cases(options: Options) -> list[Case]:
     """All eigenvalues, then the estimate against them. Ten thousand points take the reference minutes."""
     exact, many = (QUICK_EXACT, QUICK_MANY) if options.quick else (EXACT, MANY)
