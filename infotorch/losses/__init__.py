@@ -18,6 +18,13 @@ from infotorch.losses.advantages import (
     grpo_advantage,
     uniform_groups,
 )
+from infotorch.losses.agentic_aepo import (
+    AgenticAEPO,
+    agentic_aepo,
+    entropy_aware_advantages,
+    entropy_zscore,
+    own_tokens,
+)
 from infotorch.losses.arbitrary_entropy import ArbitraryEntropy, arbitrary_entropy, first_positives, mix_batches
 from infotorch.losses.bapo import (
     BAPO,
@@ -150,6 +157,7 @@ __all__ = [
     "SAPO",
     "TEA",
     "AdaptiveEntropyBonus",
+    "AgenticAEPO",
     "ArbitraryEntropy",
     "AuxiliarySampling",
     "COPOAdvantages",
@@ -189,6 +197,7 @@ __all__ = [
     "adaptive_clip_widths",
     "adaptive_entropy_bonus",
     "adaptive_temperature",
+    "agentic_aepo",
     "arbitrary_entropy",
     "bapo",
     "bapo_bounds",
@@ -211,6 +220,7 @@ __all__ = [
     "ear_advantage",
     "empg_advantage",
     "empg_steps",
+    "entropy_aware_advantages",
     "entropy_bonus",
     "entropy_cap",
     "entropy_change",
@@ -220,6 +230,7 @@ __all__ = [
     "entropy_regularizer",
     "entropy_scale",
     "entropy_sft",
+    "entropy_zscore",
     "epo",
     "expected_score_norm",
     "first_positives",
@@ -243,6 +254,7 @@ __all__ = [
     "mix_batches",
     "names",
     "overlong_reward",
+    "own_tokens",
     "part_table",
     "peak_mask",
     "pear_reward",

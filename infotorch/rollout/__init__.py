@@ -1,5 +1,6 @@
 """Generation for policy optimization: samplers that return log-probabilities and entropies with the tokens."""
 
+from infotorch.rollout.agentic_branching import arpo_score, branching_score, entropy_proxy, initial_rollouts
 from infotorch.rollout.branching import (
     ForkCosts,
     Reconcatenated,
@@ -15,7 +16,6 @@ from infotorch.rollout.records import PaddedRollouts, Rollouts
 from infotorch.rollout.sampler import HFSampler, Sampler
 from infotorch.rollout.temperature import TemperatureProcessor
 
-__all__ = ["HFSampler", "PaddedRollouts", "Rollouts", "Sampler", "TemperatureProcessor", "hash_uniform", "mix64"]
 __all__ = [
     "ForkCosts",
     "HFSampler",
@@ -23,12 +23,17 @@ __all__ = [
     "Reconcatenated",
     "Rollouts",
     "Sampler",
+    "TemperatureProcessor",
     "allowed_tokens",
+    "arpo_score",
+    "branching_score",
     "critical_positions",
     "draw_position",
+    "entropy_proxy",
     "fork_costs",
     "fork_positions",
     "hash_uniform",
+    "initial_rollouts",
     "mix64",
     "reconcatenate",
 ]
