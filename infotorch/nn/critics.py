@@ -147,8 +147,8 @@ class JointCritic(Critic):
     def shifted(self, x: Tensor, y: Tensor, shifts: Sequence[int]) -> Tensor:
         """Scores of some pairs: ``len(shifts)`` evaluations for each x."""
         of_x, of_y = self._first(x, y)
-        moved = torch.stack([of_y.roll(-s, 0) if s else of_y for s in shifts], 1)
-        return self._rest(of_x.unsqueeze(1) + moved)
+        moved = torch.stack([of_y.roll(-s, 0) if s else of_y for s in shifts])
+        return self._rest(of_x + moved).T
 
     def _first(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's parts, before its nonlinearity."""

@@ -183,6 +183,16 @@ def test_smile_trains_by_jensen_shannon():
     torch.testing.assert_close(got, want)
 
 
+def test_jensen_shannon_of_large_matrices():
+    s = scores(100, 100).requires_grad_()
+    s.data[0, :3] = torch.tensor([0.0, 200.0, -200.0])
+    off = ~torch.eye(100, dtype=torch.bool)
+    want = -torch.logaddexp(-s.diagonal(), torch.zeros(())).mean() - torch.logaddexp(s[off], torch.zeros(())).mean()
+    got = B.jensen_shannon(s)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(torch.autograd.grad(v, s)[0] for v in (got, want)))
+
+
 def test_mine_divides_by_its_moving_average():
     s, later = scores(4, 4).requires_grad_(), scores(4, 4, seed=3).requires_grad_()
     _, average = B.mine(s)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from infotorch.core._checks import check_choice, check_range
 from infotorch.estimators._samples import Sample
 from infotorch.estimators.base import Estimate, PairEstimator, generator_of, paired_samples, warn
-from infotorch.estimators.neural.held_out import HeldOut, evaluate
+from infotorch.estimators.neural.held_out import HeldOut, evaluate, mean_value
 from infotorch.estimators.neural.model import PairModel
 from infotorch.estimators.neural.training import History, Pairs, Schedule, ascend, in_batches, split
 
@@ -125,7 +125,7 @@ class NeuralEstimator(_Trained):
         self._check_columns(*raw)
         if len(raw[0]) < MIN_TEST:
             raise ValueError(f"x, y: expected at least {MIN_TEST} pairs, got {len(raw[0])}")
-        return self._held_out(model, self._test_batches(model.standardized(*raw))).value
+        return self._mean_value(model, model.standardized(*raw))
 
     def bound(self, x: Tensor, y: Tensor) -> Tensor:
         """The bound on one batch of pairs, differentiable in both sides: a training objective for what made them.
@@ -192,17 +192,18 @@ class NeuralEstimator(_Trained):
                 progress=type(self).__name__ if self.progress else False,
             )
             batches = self._test_batches(test)
-            found = self._held_out(model, batches)
+            with torch.no_grad():
+                found = evaluate(self._value, (model.all_pairs(*pairs) for pairs in batches))
             few = min(len(test[0]), len(train[0]))
-            seen = self._held_out(model, self._test_batches((train[0][:few], train[1][:few])))
+            seen = self._mean_value(model, (train[0][:few], train[1][:few]))
         self._warn(found, seen, history)
         self._examine(model, found, batches)
-        extra = {"history": history, "model": model, "training_value": seen.value}
+        extra = {"history": history, "model": model, "training_value": seen}
         return Estimate(found.value, found.std_error, found.interval(self.confidence), extra)
 
-    def _held_out(self, model: PairModel, batches: list[Pairs]) -> HeldOut:
+    def _mean_value(self, model: PairModel, pairs: Pairs) -> float:
         with torch.no_grad():
-            return evaluate(self._value, (model.all_pairs(x, y) for x, y in batches))
+            return mean_value(self._value, (model.all_pairs(x, y) for x, y in self._test_batches(pairs)))
 
     def _test_batches(self, pairs: Pairs) -> list[Pairs]:
         return in_batches(pairs, self.eval_batch_size or self.batch_size)
@@ -237,16 +238,16 @@ class NeuralEstimator(_Trained):
             if value.ndim != 2 or value.shape[1] != known:
                 raise ValueError(f"{name}: expected shape (n, {known}) as in the fit, got {tuple(value.shape)}")
 
-    def _warn(self, found: HeldOut, seen: HeldOut, history: History) -> None:
+    def _warn(self, found: HeldOut, seen: float, history: History) -> None:
         if history.diverged:
             warn(
                 f"training diverged at step {history.step[-1]}; the parameters of step {history.best_step} are used: "
                 f"lower learning_rate (now {self.learning_rate:g})"
             )
-        gap = seen.value - found.value
+        gap = seen - found.value
         if gap > max(OVERFIT_NATS, OVERFIT_ERRORS * found.std_error):
             warn(
-                f"overfit: {found.value:.2f} nats on held-out pairs, {seen.value:.2f} on training pairs; "
+                f"overfit: {found.value:.2f} nats on held-out pairs, {seen:.2f} on training pairs; "
                 "take more pairs, fewer steps or a smaller network"
             )
         if found.value < -2 * found.std_error:

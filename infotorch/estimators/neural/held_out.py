@@ -36,6 +36,12 @@ class HeldOut:
         return self.value - half, self.value + half
 
 
+def mean_value(bound: Bound, scored: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+    """A bound over batches of pairs, each weighing as many pairs as it has."""
+    seen = [(float(bound(matrix.double(), baseline)), len(matrix)) for matrix, baseline in scored]
+    return sum(value * n for value, n in seen) / sum(n for _, n in seen)
+
+
 def evaluate(bound: Bound, scored: Iterable[tuple[Tensor, Tensor | None]]) -> HeldOut:
     """A bound over batches of held-out pairs.
 

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("part", ["joint", "separable"])
+def test_all_competitors_do_the_same_work(monkeypatch, part):
+    """Two steps of each: finite values near those of an untrained critic, and names that do not change."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    bench, common = (importlib.import_module(f"benchmarks.{name}") for name in ("neural_mi", "common"))
+    monkeypatch.setattr(bench, "QUICK_STEPS", 2)
+    cases = [c for c in bench.cases(common.Options(quick=True)) if f"/{part} critic" in c.name]
+    assert [c.name.split("/")[0] for c in cases] == list(bench.METHODS)
+    for case in cases:
+        built = case.build()
+        truth = built.reference()["value"]
+        assert float(truth) == pytest.approx(5.108, abs=1e-3)
+        assert [peer.name for peer in built.peers] == ["torch-mist", "bare loop"]
+        for subject in (built.ours, built.peers[1]):
+            value = subject.run()["value"]
+            assert value.shape == torch.Size([])
+            assert -1 < float(value) < 3, (case.name, subject.name)
