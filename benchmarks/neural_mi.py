@@ -16,7 +16,7 @@ from benchmarks.common import Built, Case, Gate, Options, Results, Subject, regi
 from benchmarks.machine import version_of
 
 DIM, BATCH, TRAIN, WIDTH = 10, 256, 3840, 128
-STEPS, JOINT_PAIRS_STEPS, QUICK_STEPS = 1000, 10, 3
+STEPS, JOINT_PAIRS_STEPS, QUICK_STEPS = 500, 10, 3
 LEARNING_RATE, DECAY, TAU = 1e-3, 0.9, 5.0
 BARE, MIST = "bare loop", "torch-mist"
 METHODS = ("mine", "nwj", "smile", "js", "infonce")
