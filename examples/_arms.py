@@ -17,8 +17,13 @@ from infotorch.rlvr.modular_sum import run_modular_sum
 Arm = Callable[[], Recipe]
 
 
-def run_arms(arms: Mapping[str, Arm], seeds: Sequence[int], **options: Any) -> dict[str, list[TrainingHistory]]:
-    """Run every arm with every seed; ``options`` go to :func:`run_modular_sum` (``task`` as a function of the seed)."""
+def run_arms(
+    arms: Mapping[str, Arm],
+    seeds: Sequence[int],
+    run: Callable[..., TrainingHistory] = run_modular_sum,
+    **options: Any,
+) -> dict[str, list[TrainingHistory]]:
+    """Run every arm with every seed; ``options`` go to ``run`` (``task`` as a function of the seed)."""
     make_task = options.pop("task", None)
     found: dict[str, list[TrainingHistory]] = {name: [] for name in arms}
     with tqdm(total=len(arms) * len(seeds), unit="run") as bar:
@@ -27,14 +32,14 @@ def run_arms(arms: Mapping[str, Arm], seeds: Sequence[int], **options: Any) -> d
                 bar.set_description(f"{name}, seed {seed}")
                 torch.manual_seed(seed)  # for parts that draw
                 task = {} if make_task is None else {"task": make_task(seed)}
-                found[name].append(run_modular_sum(arm(), seed=seed, **task, **options))
+                found[name].append(run(arm(), seed=seed, **task, **options))
                 bar.update()
     return found
 
 
-def first_above(history: TrainingHistory, level: float) -> int | None:
+def first_above(history: TrainingHistory, level: float, key: str = "reward") -> int | None:
     """First step whose batch reward reached ``level``; None if none did."""
-    steps, rewards = history.column("reward")
+    steps, rewards = history.column(key)
     return next((step for step, reward in zip(steps, rewards, strict=True) if reward >= level), None)
 
 

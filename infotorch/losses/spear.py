@@ -267,6 +267,13 @@ class SelfImitation(ScheduledPart, name="self_imitation"):
         self.buffer = ReplayBuffer(**(defaults["buffer"] or {}))
         self.coef, self.warmup = defaults["coef"], defaults["warmup"]
 
+    def forward(self, batch: TokenBatch) -> LossOutput:
+        """Apply the function at the present step; metrics tell how many rows the buffer held and found good again."""
+        out: LossOutput = super().forward(batch)
+        for name in ("stored", "kept"):
+            out.metrics[f"replay_{name}"] = out.loss.new_tensor(self.buffer.latest.get(name, 0.0))
+        return out
+
     def replay(self, batch: TokenBatch, payload: Mapping[str, Sequence[Tensor]]) -> Replay | None:
         """Store the good rows of this step, and hand some back if there are enough.
 
