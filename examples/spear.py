@@ -28,8 +28,8 @@ CLAIM = (
 EXPERIMENT = (
     "Chain of four tool calls in eight turns, ten actions (ToolChain), recurrent policy of 64 units, 32 tasks of 8 "
     "dialogues a step, one update, Adam 0.003, {steps} steps; replay of 64 rows, imitation rises over the first half, "
-    "the fading tool reward is gone by then; bonus 0.01. Area under the success curve; tool calls a dialogue at the end "
-    "(4 suffice); replayed: rows a step; rejected: share of stored rows that are not better than the median group"
+    "the fading tool reward is gone by then; bonus 0.01. Area under the success curve; tool calls a dialogue at the "
+    "end (4 suffice); replayed: rows a step; rejected: share of stored rows that are not better than the median group"
 )
 
 
