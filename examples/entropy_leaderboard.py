@@ -55,8 +55,14 @@ SCALED: dict[str, tuple[dict[str, Any], str]] = {
     "siren": ({"coef": 0.2}, TOY),
     "epo": ({"coef": 0.01, "total_steps": 80}, "coefficient as on toy tasks; the length of this run"),
     "tea": ({"coef": 0.02}, "answers of 8 tokens get weights above 1, those of 8,000 get 0.001"),
-    "self_imitation": ({"warmup": 40}, "half of this run, as published"),
-    "spear": ({"warmup": 40}, "half of this run, as published"),
+    "self_imitation": (
+        {"warmup": 40, "buffer": {"size": 64}},
+        "half of this run, as published; a buffer that 256 rows a step can fill",
+    ),
+    "spear": (
+        {"warmup": 40, "buffer": {"size": 64}},
+        "half of this run, as published; a buffer that 256 rows a step can fill",
+    ),
     "overlong": ({"max_length": 9, "buffer": 4}, "lengths of this task"),
     "cure_stage1": ({"max_length": 9, "buffer": 4}, "lengths of this task; no branches: its loss alone"),
 }
