@@ -80,8 +80,8 @@ def plot_curves(
 ) -> None:
     """One panel per quantity: mean over seeds, band from least to greatest."""
     plt = plotting()
-    figure, axes = plt.subplots(1, len(titles), figsize=(5.2 * len(titles), 3.9))
-    for axis, (key, label) in zip(axes, titles.items(), strict=True):
+    figure, axes = plt.subplots(1, len(titles), figsize=(5.2 * len(titles), 3.9), squeeze=False)
+    for axis, (key, label) in zip(axes[0], titles.items(), strict=True):
         for i, (name, histories) in enumerate(found.items()):
             color, style = COLORS[i % len(COLORS)], ("-", "--")[i // len(COLORS) % 2]
             steps = histories[0].column(key)[0]
@@ -91,7 +91,7 @@ def plot_curves(
         axis.set_xlabel("step")
         axis.set_title(label)
         axis.set_ylim(bottom=0)
-    axes[-1].legend(fontsize=8)
+    axes[0, -1].legend(fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """STEER against GRPO: do lighter weights on the tokens that move entropy most make entropy move less?
 
-Same task and setting as examples/grpo_base.py. Two clips: 0.2 / 0.2, and the loose 0.99 / 5 of the authors' stress test.
-The paper's claim that a table of logits can test: entropy moves less per step at equal reward. Both the authors' estimate
-of each token's effect on entropy and the exact first-order one.
+Same task and setting as examples/grpo_base.py. Two clips: 0.2 / 0.2, and the loose 0.99 / 5 that the authors use as a
+stress test. The claim that a table of logits can test: entropy moves less per step at equal reward. With the authors'
+estimate of each token's effect on entropy, and with the exact first-order one.
 
     python examples/steer.py                         five seeds, about two minutes on two CPU cores
 
