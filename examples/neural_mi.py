@@ -113,20 +113,20 @@ def plot(estimates: Runs, errors: Runs, log_b: float, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4), gridspec_kw={"width_ratios": (1.5, 1)})
     names, top = [f"{level} nats" for level in LEVELS], 1.6 * LEVELS[-1]
     left.plot(LEVELS, LEVELS, color="black", linestyle="--", linewidth=1, label="truth")
-    left.axhline(log_b, color="gray", linestyle=":", linewidth=1)
-    left.text(LEVELS[0], log_b + 0.1, "log B", color="gray", fontsize=8)
+    left.axhline(log_b, color="black", linestyle=":", linewidth=1, label="log B")
     for i, arm in enumerate(arm for arm in estimates[names[0]] if arm != "Gaussian (control)"):
         summaries = [spread(estimates[name][arm]) for name in names]
         means, deviations = [s["mean"] for s in summaries], [s["std"] for s in summaries]
-        style = {"color": "gray" if "control" in arm else f"C{i + 1}", "marker": "s" if "control" in arm else "o"}
+        control = "control" in arm
+        style = {"color": "black" if control else f"C{i + 1}", "marker": "s" if control else "o"}
         left.errorbar(LEVELS, means, deviations, label=arm, capsize=3, markersize=4, **style)
         if arm in ("InfoNCE", "NWJ", "Donsker-Varadhan", "JSMI", "SMILE"):
             right.plot(LEVELS, [mean(errors[name][arm]) for name in names], **style, markersize=4, label=arm)
     left.set(ylim=(0, top), xlabel="mutual information, nats", title="estimate, nats (mean and sd over seeds)")
-    left.legend(fontsize=8, ncols=2, loc="upper left")
     right.set(yscale="log", xlabel="mutual information, nats", title="standard error on held-out pairs, nats")
     for axis in (left, right):
         axis.set_xticks(LEVELS)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=9, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0))
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

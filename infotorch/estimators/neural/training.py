@@ -104,6 +104,7 @@ def ascend(
     batches = _shuffled(train, min(schedule.batch_size, len(train[0])), generator)
     history, kept = History(), _copy(module)
     best = _mean(criterion, held_out, module) if held_out else -math.inf
+    best = best if math.isfinite(best) else -math.inf
     total, last = torch.zeros((), device=train[0].device), 0
     title = progress if isinstance(progress, str) else None
     module.train()
