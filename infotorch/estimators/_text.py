@@ -98,12 +98,8 @@ def read_as(kind: str, name: str, levels: Sequence[str], *, decimal: str | None,
         ValueError: Nothing can be read, or the column fits two readings that differ.
     """
     present = [level for level in levels if not is_missing(level)]
-    one: Callable[[str], bool]
-    if kind == "number":
-        one = lambda level: any(_number(level, mark) is not None for mark in DECIMALS)  # noqa: E731
-    else:
-        one = lambda level: any(_datetime(level, order) is not None for order in DATES)  # noqa: E731
-    good = [level for level in present if one(level)]
+    fits = is_number if kind == "number" else is_datetime
+    good = [level for level in present if fits(level)]
     notes: list[str] = []
     found = (_numbers(name, good, decimal, notes) if kind == "number" else _datetimes(name, good, dates, notes)) or []
     if not found:
@@ -111,6 +107,16 @@ def read_as(kind: str, name: str, levels: Sequence[str], *, decimal: str | None,
         raise ValueError(f"types: {name!r} cannot be read as {kind}s{example}")
     known = dict(zip(good, found, strict=True))
     return Reading(kind, [known.get(level, math.nan) for level in levels], notes)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number with either decimal mark."""
+    return any(_number(cell, mark) is not None for mark in DECIMALS)
+
+
+def is_datetime(cell: str) -> bool:
+    """Whether a cell is a date or a time, in either order of day and month."""
+    return any(_datetime(cell, order) is not None for order in DATES)
 
 
 def decimal_mark(levels: Sequence[str]) -> str | None:
@@ -176,7 +182,7 @@ def _unit(cell: str) -> str:
 def _nearly_numbers(levels: Sequence[str]) -> list[str]:
     """A note where a column of text is mostly numbers."""
     sample = levels[:1000]
-    odd = [level for level in sample if _number(level, ".") is None and _number(level, ",") is None]
+    odd = [level for level in sample if not is_number(level)]
     if odd and len(odd) <= 0.2 * len(sample):
         return [
             f"most cells are numbers, but {odd[0]!r} is not: taken as categories (type continuous drops such cells)"

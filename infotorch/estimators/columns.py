@@ -247,6 +247,8 @@ def _as_text(cells: Any) -> Text | np.ndarray:
         raise ValueError(f"table: expected columns of shape (n,), got {array.shape}")
     if array.dtype.kind in "biufM":
         return array
+    if array.dtype.kind == "m":  # durations, as seconds
+        return np.where(np.isnat(array), np.nan, array / np.timedelta64(1, "s"))
     if array.dtype.kind == "c":
         raise TypeError("table: expected real numbers, got complex ones")
     if array.dtype.kind == "O":

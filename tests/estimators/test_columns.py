@@ -53,6 +53,7 @@ def kind_of(cells: object, **options) -> str:
         (np.array([0.5, 2], np.float16), "continuous"),
         (np.array([True, False]), "boolean"),
         (np.array(["2024-01-01", "NaT"], "datetime64[ns]"), "datetime"),
+        (np.array([1500, "NaT"], "timedelta64[ms]"), "continuous"),
         (torch.tensor([0.5, 1], dtype=torch.bfloat16), "continuous"),
     ],
 )
