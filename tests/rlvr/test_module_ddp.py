@@ -62,6 +62,15 @@ def train(world, recipe):
 RECIPES = [
     {"advantage": "grpo", "policy": "ppo", "regularizers": [{"name": "entropy_bonus", "coef": 0.1}]},
     {"advantage": "dr_grpo", "policy": {"name": "ppo", "aggregation": "seq-mean-token-mean"}},
+    # A second sample set for every other prompt, and an anchor that is measured over both processes.
+    {
+        "advantage": "grpo",
+        "policy": "ppo",
+        "regularizers": [
+            {"name": "arbitrary_entropy", "fraction": 0.5, "alpha": 0.5, "threshold": 0.15, "target": 0.3},
+            {"name": "siren", "coef": 0.2, "scope": "global"},
+        ],
+    },
     # Rows of earlier steps: three of them, which two processes cannot share evenly.
     {
         "advantage": "dr_grpo",
