@@ -469,8 +469,6 @@ class HAPO(Part, name="hapo"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.settings = {**self.info.options, **options}
-        self._signal = {name: self.settings[name] for name in _SIGNAL_OPTIONS}
         self._observed = False  # of the buffer, so that the hot path does not look at the device
         check_range("tau", self.settings["tau"], 0.0, 1.0, high_open=True)
         check_choice("statistics", self.settings["statistics"], ("rollout", "batch"))
@@ -479,6 +477,11 @@ class HAPO(Part, name="hapo"):
         for name, value in (("quantile", 0.0), ("spread", 1.0), ("scale_high", 0.0), ("scale_low", 0.0)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
         self.register_load_state_dict_post_hook(_mirror)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options, with their defaults."""
+        return {**self.info.options, **self.options}
 
     @property
     def modulation(self) -> ModulationState:
@@ -498,7 +501,8 @@ class HAPO(Part, name="hapo"):
                 "hapo needs TokenBatch.entropy of the rollout batch when it is prepared, which is missing: pass "
                 "entropy=... of shape (B, T), or set statistics='batch'"
             )
-        _, state = entropy_modulation(batch.sampling_entropy, batch.mask, **self._signal)
+        options = {name: self.settings[name] for name in _SIGNAL_OPTIONS}
+        _, state = entropy_modulation(batch.sampling_entropy, batch.mask, **options)
         self.observed.fill_(True)
         self._observed = True
         for name in ("quantile", "spread", "scale_high", "scale_low"):

@@ -11,6 +11,7 @@ from batches import fields, make
 from infotorch.losses import (
     HAPO,
     ModulationState,
+    Recipe,
     TokenBatch,
     adaptive_temperature,
     entropy_modulation,
@@ -166,6 +167,14 @@ def test_statistics_of_a_rollout_batch_hold_for_all_its_micro_batches() -> None:
     restored = HAPO()
     restored.load_state_dict(part.state_dict())
     assert torch.equal(restored(parts[0]).loss, part(parts[0]).loss)
+
+
+def test_a_recipes_aggregation_reaches_the_loss() -> None:
+    values = {**fields(), "advantages": None, "rollout_weights": None}
+    method = Recipe("hapo", advantage="hapo_advantage", aggregation="token-sum")
+    batch = method.prepare(make(values))
+    assert batch.advantages is not None
+    torch.testing.assert_close(method(batch).loss, hapo(batch, aggregation="token-sum").loss)
 
 
 def test_the_sampler_gets_the_statistics_of_the_last_rollout_batch() -> None:
