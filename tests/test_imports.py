@@ -19,6 +19,7 @@ ALLOWED = {
     "estimators": {"core", "distributions", "nn"},
     "nn": {"core"},
     "losses": {"core"},
+    "report": {"core", "distributions", "estimators", "nn"},
     "rollout": LOW,
     "rlvr": LOW | {"rollout"},
 }

@@ -15,7 +15,15 @@ DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS / "_ext"))
 records = pytest.importorskip("records")
 
-ROOMS = {"core": "core", "losses": "losses", "rollout": "rollout", "rlvr": "rlvr", "rlvr.tasks": "rlvr", "nn": "nn"}
+ROOMS = {
+    "core": "core",
+    "losses": "losses",
+    "rollout": "rollout",
+    "rlvr": "rlvr",
+    "rlvr.tasks": "rlvr",
+    "nn": "nn",
+    "report": "report",
+}
 
 
 @pytest.mark.parametrize("room", ROOMS)
