@@ -37,7 +37,7 @@ COMPAS = (
 )
 TOP = 12
 ESTIMATES: dict[str, Any] = {"bootstrap": 0, "permutations": 0}
-CONTROL_ROWS = 10_000
+CONTROL_ROWS = 5_000
 SHUFFLED = "dependent pairs when shuffled"
 CLAIM = (
     "What is known of the tables comes out on top, nothing comes out of shuffled columns, and 100,000 rows of 20 "

@@ -1,14 +1,14 @@
 """Columns of a table as tensors: which kind each is, decided from its cells or said by the user.
 
-========== =======================================================  ==========================================
-kind       cells                                                    values
-========== =======================================================  ==========================================
-continuous numbers, some of them with a fraction                    float64
-integer    whole numbers: counts, years, grades; ``1.0`` is whole   float64
-datetime   dates and times                                          float64, seconds since 1970 or midnight
-boolean    true/false, yes/no, y/n, t/f, 0/1                        int64 codes
+=========== ======================================================  ==========================================
+kind        cells                                                   values
+=========== ======================================================  ==========================================
+continuous  numbers, some of them with a fraction                   float64
+integer     whole numbers: counts, years, grades; ``1.0`` is whole  float64
+datetime    dates and times                                         float64, seconds since 1970 or midnight
+boolean     true/false, yes/no, y/n, t/f, 0/1                       int64 codes
 categorical any other text                                          int64 codes in alphabetical order
-========== =======================================================  ==========================================
+=========== ======================================================  ==========================================
 
 The numbers of a date are not split into month, weekday or hour: add such columns yourself if a cycle matters.
 Whole numbers with leading zeros (``007``) are codes, hence categories. Infinite numbers count as missing, with a note.
