@@ -153,10 +153,10 @@ def at_start(starts: list[GRUPolicy], environments: list[Arithmetic]) -> dict[st
 
 def main() -> None:
     parser = base_parser(__doc__, slug="copo", seeds=3)
-    parser.add_argument("--steps", type=int, default=None, help="rollout batches per run (none given: 150)")
+    parser.add_argument("--steps", type=int, default=None, help="rollout batches per run (none given: 100)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
     args = parser.parse_args()
-    steps = args.steps or (300 if args.full else 150)
+    steps = args.steps or (300 if args.full else 100)
     seeds = [args.seed + i for i in range(args.seeds or (5 if args.full else 3))]
     environments = [Arithmetic(seed=seed) for seed in seeds]
     starts = [supervised(env, 150, seed) for env, seed in zip(environments, seeds, strict=True)]

@@ -169,9 +169,9 @@ def at_equal_tokens(histories: dict[str, list[TrainingHistory]], stage1: int) ->
 
 def main() -> None:
     parser = base_parser(__doc__, slug="cure", seeds=3)
-    parser.add_argument("--steps", type=int, default=None, help="steps of stage 1 (none given: 24); stage 2 is half")
+    parser.add_argument("--steps", type=int, default=None, help="steps of stage 1 (none given: 16); stage 2 is half")
     args = parser.parse_args()
-    stage1 = args.steps or (40 if args.full else 24)
+    stage1 = args.steps or (40 if args.full else 16)
     steps = stage1 + stage1 // 2
     seeds = [args.seed + i for i in range(args.seeds or 3)]
     task = RunSum(terms=6, noise=0.12)
@@ -191,9 +191,9 @@ def main() -> None:
         experiment=(
             "RunSum (six digits, noise 0.12), decoder of 64 dimensions and 2 layers, 1,500 supervised steps, one start "
             "for all seeds; 8 prompts a step, groups of 16 (4 originals and 3 branches of each in stage 1), 2 updates, "
-            f"Adam 3e-4, {stage1} steps of stage 1 and {steps - stage1} of plain DAPO; branches get what their original "
-            "had left, prompts of equal rewards are not replaced; entropy and pass@k on 100 held-out problems with 16 "
-            "samples"
+            f"Adam 3e-4, {stage1} steps of stage 1 and {steps - stage1} of plain DAPO; branches get what their "
+            "original had left, prompts of equal rewards are not replaced; entropy and pass@k on 100 held-out problems "
+            "with 16 samples"
         ),
         command=command_line(),
         seeds=seeds,
