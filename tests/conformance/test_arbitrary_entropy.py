@@ -86,7 +86,9 @@ def check_auxiliary(case) -> None:
     batch = TokenBatch(
         log_probs=leaf, old_log_probs=case.inputs["old_log_prob"], mask=mask, rewards=case.inputs["reward"]
     )
-    out = arbitrary_entropy(batch, alpha=alpha, clip_low=eps, clip_high=eps)
+    # The mean is over all auxiliary samples; a recipe's view of mixed rows needs the default, over non-empty ones.
+    aggregation = "batch-mean-token-mean"
+    out = arbitrary_entropy(batch, alpha=alpha, clip_low=eps, clip_high=eps, aggregation=aggregation)
     case.close("loss", out.loss)
     case.close("grad_log_prob", torch.autograd.grad(out.loss, leaf)[0])
 
