@@ -86,7 +86,7 @@ for (const table of document.querySelectorAll("table")) {
     table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const key = row => number ? parseFloat(row.cells[at].dataset.v ?? "NaN")
-      : row.cells[at].firstChild?.textContent ?? "";
+      : row.cells[at].textContent;
     const compare = number ? (a, b) => (isNaN(a) - isNaN(b)) || (up ? a - b : b - a)
       : (a, b) => (up ? 1 : -1) * a.localeCompare(b, undefined, { numeric: true });
     body.append(...[...body.rows].map(row => [key(row), row]).sort((a, b) => compare(a[0], b[0])).map(pair => pair[1]));

@@ -140,9 +140,14 @@ def _pairs(report: Report) -> str:
 def _names(report: Report, pair: Pair, rank: int) -> list[str]:
     names = [pair.x, pair.y] if report.target is None else [label(report, pair)]
     notes = "".join(f"<small>{escape(w)}</small>" for w in pair.warnings)
-    texts = [escape(name) for name in names]
+    texts = [_breakable(name) for name in names]
     texts[-1] += notes
     return [_cell("rank", str(rank), rank), *(_cell("name", text) for text in texts)]
+
+
+def _breakable(name: str) -> str:
+    """A name that may be wrapped at its underscores."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def _numbers(p: Pair) -> list[str]:
@@ -181,7 +186,7 @@ def _columns(report: Report) -> str:
         if c.kind == "continuous" and c.tied > 0.05:
             notes.append(f"{c.tied:.0%} of its values occur more than once")
         cells = [
-            _cell("name", escape(c.name)),
+            _cell("name", _breakable(c.name)),
             _cell("kind", KINDS.get(c.kind, c.kind)),
             _cell("wide", f"{c.distinct:,}", c.distinct),
             _cell("missing", f"{c.n_missing:,}" if c.n_missing else "", c.n_missing),

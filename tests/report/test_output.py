@@ -40,7 +40,7 @@ def files(report: Report, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 class Tags(HTMLParser):
     """All tags and texts of a page, and whether they are closed in order."""
 
-    VOID = ("meta", "img", "input", "br")
+    VOID = ("meta", "img", "input", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()

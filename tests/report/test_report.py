@@ -458,3 +458,34 @@ def test_p_text() -> None:
         "<1e-5",
         "",
     ]
+
+
+def test_pandas_frame() -> None:
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "whole": pd.array([1, 2, 5, None] * 30, dtype="Int64"),
+            "number": rng.normal(size=120),
+            "grade": pd.Categorical([3, 1, 2, 2] * 30),
+            "flag": pd.array([True, False, None, True] * 30, dtype="boolean"),
+            "day": pd.date_range("2024-01-01", periods=120, tz="Europe/Berlin"),
+            "word": ["x", "y", None, "z"] * 30,
+            "span": pd.to_timedelta(rng.integers(1000, size=120), unit="h"),
+        }
+    )
+    report = report_table(frame, **FAST)
+    assert [(c.kind, c.n_missing) for c in report.columns] == [
+        ("integer", 30),
+        ("continuous", 0),
+        ("categorical", 0),
+        ("boolean", 30),
+        ("datetime", 0),
+        ("categorical", 30),
+        ("integer", 0),
+    ]
+    assert report.pair("whole", "grade").strength == pytest.approx(1.0)
+    frame.columns = ["a", "a", "b", "c", "d", "e", "f"]
+    with pytest.raises(TableError, match="columns of different names"):
+        report_table(frame, **FAST)
