@@ -21,9 +21,10 @@ class StepMean(nn.Module):
 
     sums: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *shape: int) -> None:
+        """``shape``: that of the totals, a scalar by default."""
         super().__init__()
-        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(2, *shape, dtype=torch.float64))
 
     def add(self, total: Tensor, count: Tensor) -> None:
         """Note a micro-batch's sum and number of entries."""
