@@ -85,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     steps = args.steps or (200 if args.full else 100)
     seeds = [args.seed + i for i in range(args.seeds or (10 if args.full else 3))]
-    options = {"steps": steps}
+    options: dict[str, Any] = {"steps": steps}
     found = {**run_arms(STALE, seeds, epochs=12, **options), **run_arms(IMBALANCED, seeds, epochs=4, **options)}
     results = {name: {**summarize(histories), **bounds(histories)} for name, histories in found.items()}
     write_ledger(
