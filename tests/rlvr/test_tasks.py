@@ -241,3 +241,23 @@ def test_unknown_task():
     assert isinstance(task("countdown"), Countdown)
     with pytest.raises(ValueError, match=r"name: expected one of \['countdown', 'runsum'\], got 'sudoku'"):
         task("sudoku")
+
+
+def test_rechecks_repeat_the_chain_and_the_last_one_answers() -> None:
+    task, g = RunSum(terms=3, noise=0.3, rechecks=2), torch.Generator().manual_seed(0)
+    problem = RunSumProblem((3, 5, 4))
+    sums = []
+    for _ in range(200):
+        text, _, answer = task.demonstration_text(problem, g).partition(";")
+        assert text.split(",")[-1] == answer
+        assert len(text) + len(answer) + 1 <= task.max_response
+        sums.append(len(text.split(",")))
+    share = {n: sums.count(n) / 200 for n in (3, 6, 9)}
+    assert sum(share.values()) == 1
+    assert 0.35 < share[3] < 0.65
+    assert min(share[6], share[9]) > 0.1
+
+
+def test_rechecks_out_of_range() -> None:
+    with pytest.raises(ValueError, match="rechecks: expected at least 0"):
+        RunSum(rechecks=-1)

@@ -3,7 +3,8 @@
 The prompt ``3+5+1+9+2+4=`` is answered by the running sums and the final one, ``3,8,9,8,0,4;4``. Demonstrations corrupt
 each running sum after the first with probability ``noise`` (a wrong digit, carried on), so that a model fitted to them
 is right on about ``(1 - noise)^(terms - 1)`` of its samples, its majority answer is nearly always right, and its
-entropy sits at the running sums alone.
+entropy sits at the running sums alone. With ``rechecks``, half of the demonstrations repeat the chain, with fresh
+noise, so that longer answers have more uncertain tokens and are no better: ``3,8,9,8,0,4,3,8,9,8,0,4;4``.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class RunSum(Task[RunSumProblem]):
     Args:
         terms: Digits per problem, or an inclusive range ``(low, high)`` for problems of mixed difficulty.
         noise: Probability of a wrong running sum in a demonstration.
+        rechecks: Most repeats of the chain in a demonstration; half of them have 1 to that many.
         codec: Vocabulary; by default 16 tokens: digits, ``+=,;``, end and padding.
 
     Raises:
-        ValueError: If ``terms`` or ``noise`` is out of range.
+        ValueError: If ``terms``, ``noise`` or ``rechecks`` is out of range.
 
     Example:
         >>> task = RunSum(terms=3, noise=0.0)
@@ -50,16 +52,25 @@ class RunSum(Task[RunSumProblem]):
 
     name = "runsum"
 
-    def __init__(self, terms: int | tuple[int, int] = 6, *, noise: float = 0.12, codec: Codec | None = None) -> None:
+    def __init__(
+        self,
+        terms: int | tuple[int, int] = 6,
+        *,
+        noise: float = 0.12,
+        rechecks: int = 0,
+        codec: Codec | None = None,
+    ) -> None:
         self.terms = (terms, terms) if isinstance(terms, int) else terms
         if not 2 <= self.terms[0] <= self.terms[1]:
             raise ValueError(f"terms: expected at least 2, or a range (low, high), got {terms}")
         if not 0.0 <= noise < 1.0:
             raise ValueError(f"noise: expected a probability in [0, 1), got {noise}")
-        self.noise = noise
+        if rechecks < 0:
+            raise ValueError(f"rechecks: expected at least 0, got {rechecks}")
+        self.noise, self.rechecks = noise, rechecks
         self.codec = codec or CharCodec("0123456789+=,;")
         self.max_prompt = 2 * self.terms[1]
-        self.max_response = 2 * self.terms[1] + 2
+        self.max_response = 2 * self.terms[1] * (1 + rechecks) + 2
 
     def _draw(self, count: int, seed: int, test: bool) -> list[RunSumProblem]:
         rng = np.random.default_rng([seed, int(test)])
@@ -86,14 +97,21 @@ class RunSum(Task[RunSumProblem]):
         return "+".join(map(str, problem.digits)) + "="
 
     def demonstration_text(self, problem: RunSumProblem, generator: torch.Generator) -> str:
-        """Running sums, each after the first wrong with probability ``noise``."""
+        """Running sums, each after the first wrong with probability ``noise``; perhaps once more, or several times."""
+        sums = self._chain(problem, generator)
+        if self.rechecks and torch.rand((), generator=generator) < 0.5:
+            for _ in range(int(torch.randint(1, self.rechecks + 1, (), generator=generator))):
+                sums += self._chain(problem, generator)
+        return ",".join(map(str, sums)) + f";{sums[-1]}"
+
+    def _chain(self, problem: RunSumProblem, generator: torch.Generator) -> list[int]:
         sums = [problem.digits[0]]
         for digit in problem.digits[1:]:
             value = (sums[-1] + digit) % 10
             if torch.rand((), generator=generator) < self.noise:
                 value = (value + int(torch.randint(1, 10, (), generator=generator))) % 10
             sums.append(value)
-        return ",".join(map(str, sums)) + f";{sums[-1]}"
+        return sums
 
     def score(self, problem: RunSumProblem, text: str) -> float:
         """1 when the digit after the only ``;`` is the sum, else 0."""
