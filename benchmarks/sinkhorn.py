@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def _unrolled(cost: Tensor) -> Results:
 
     leaf = cost.detach().requires_grad_()
     weights = torch.full((len(cost),), 1 / len(cost), dtype=cost.dtype, device=cost.device)
-    value = ot.sinkhorn2(
+    value: Any = ot.sinkhorn2(
         weights, weights, leaf, EPS, method="sinkhorn_log", numItermax=ITERATIONS, stopThr=TOLERANCE, warn=False
     )
     (grad,) = torch.autograd.grad(value, leaf)

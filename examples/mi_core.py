@@ -84,6 +84,7 @@ def draw(path: Any, found: dict[int, dict[str, Any]]) -> None:
     """Mean errors as a picture: tasks down, estimators across, one panel a sample size."""
     plt = plotting()
     tasks = list(next(iter(found.values())))
+    image: Any = None
     figure, axes = plt.subplots(1, len(found), figsize=(5.4 * len(found) + 2.5, 9.5), squeeze=False, sharey=True)
     for axis, (n, errors) in zip(axes[0], found.items(), strict=True):
         grid = torch.tensor(

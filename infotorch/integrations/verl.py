@@ -30,10 +30,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import verl
 from torch import Tensor
 from verl.trainer.ppo import core_algos
 from verl.workers.utils import losses as verl_losses
@@ -353,8 +353,9 @@ def _watch() -> None:
     sys.meta_path.insert(0, finder)
 
 
-if not verl.__version__.startswith(TESTED):
-    raise ImportError(f"verl: expected {TESTED}, which this adapter is tested with, got {verl.__version__}")
+_found = version("verl")
+if not _found.startswith(TESTED):
+    raise ImportError(f"verl: expected {TESTED}, which this adapter is tested with, got {_found}")
 _wrap_ppo_loss()
 _watch()
 register_all()

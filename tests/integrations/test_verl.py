@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 pytest.importorskip("verl")
 pytest.importorskip("tensordict")
-tiny = pytest.importorskip("tiny")
+tiny = importlib.import_module("_tiny_lm")
 
 from tensordict import TensorDict  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
