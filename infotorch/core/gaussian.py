@@ -90,7 +90,7 @@ def estimate_gaussian_mi(x: Tensor, y: Tensor, *, corrected: bool = True) -> Ten
         return x.new_zeros(())
     if n <= dx + dy:
         raise ValueError(f"x, y: expected more points than columns ({dx} + {dy}), got {n} points")
-    rx, ry = _orthonormal(x), _orthonormal(y)
+    rx, ry = orthonormal_columns(x), orthonormal_columns(y)
     value = _from_canonical(rx, ry)
     if corrected:
         # With columns dropped for being redundant, the dimensions are the ranks.
@@ -110,7 +110,7 @@ def canonical_correlations(x: Tensor, y: Tensor) -> Tensor:
     tensor([0.6000], dtype=torch.float64)
     """
     x, y = _two_samples(x, y)
-    return torch.linalg.svdvals(_orthonormal(x).T @ _orthonormal(y)).clamp(max=1)
+    return torch.linalg.svdvals(orthonormal_columns(x).T @ orthonormal_columns(y)).clamp(max=1)
 
 
 def normal_scores(x: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _two_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return tuple((z - z.mean(0))[:, (z != z[:1]).any(0)] for z in (x, y))  # type: ignore[return-value]
 
 
-def _orthonormal(x: Tensor) -> Tensor:
+def orthonormal_columns(x: Tensor) -> Tensor:
     """Orthonormal basis of the centered columns; redundant columns give way, with a warning."""
     q, r = torch.linalg.qr(x / x.norm(dim=0))
     kept = r.diagonal().abs() > _SINGULAR**0.5

@@ -18,11 +18,13 @@ class Sample:
         values: ``(n, d)``: float64 for numbers, int64 for categories.
         discrete: Whether the columns are categories, which their type says: integers, booleans, strings, objects.
         tensor: Whether it came as a tensor; arrays go back in the kind they came.
+        nominal: Whether the categories came as strings or objects, so that their codes have no order.
     """
 
     values: Tensor
     discrete: bool
     tensor: bool
+    nominal: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -43,12 +45,12 @@ def as_sample(name: str, x: Any) -> Sample:
     >>> as_sample("x", ["a", "b", "a"]).values.squeeze(1)
     tensor([0, 1, 0])
     """
-    tensor = isinstance(x, Tensor)
+    tensor, nominal = isinstance(x, Tensor), False
     if tensor:
         values = x.detach()
         discrete = not (x.is_floating_point() or x.is_complex())
     else:
-        values, discrete = _from_array(name, x)
+        values, discrete, nominal = _from_array(name, x)
     if values.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
     if values.ndim == 1:
@@ -58,7 +60,7 @@ def as_sample(name: str, x: Any) -> Sample:
     values = values.long() if discrete else values.double()
     if not discrete and not bool(values.isfinite().all()):
         raise ValueError(f"{name}: expected finite values, got {_count(~values.isfinite())} that are NaN or infinity")
-    return Sample(values, discrete, tensor)
+    return Sample(values, discrete, tensor, nominal)
 
 
 def same_kind(value: Tensor, like: Sample) -> Any:
@@ -66,19 +68,19 @@ def same_kind(value: Tensor, like: Sample) -> Any:
     return value if like.tensor else value.detach().cpu().numpy()
 
 
-def _from_array(name: str, x: Any) -> tuple[Tensor, bool]:
+def _from_array(name: str, x: Any) -> tuple[Tensor, bool, bool]:
     kinds = {_kind(t) for t in x.dtypes} if hasattr(x, "dtypes") and hasattr(x.dtypes, "__iter__") else set()
     if len(kinds) > 1:
         raise TypeError(f"{name}: expected columns of one type, got {', '.join(sorted(kinds))}; pass them apart")
     array = np.asarray(x)
     if array.dtype.kind in "OUST":
-        return _codes(name, array), True
+        return _codes(name, array), True, True
     if array.dtype.kind not in "fciub":
         raise TypeError(f"{name}: expected numbers, booleans or strings, got {array.dtype}")
     if array.dtype.kind == "u":
         array = array.astype(np.int64)
     # Copied: torch would otherwise share, and warn about, memory that may be read-only.
-    return torch.from_numpy(np.array(array, order="C")), array.dtype.kind in "iub"
+    return torch.from_numpy(np.array(array, order="C")), array.dtype.kind in "ib", False
 
 
 def _kind(dtype: Any) -> str:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -166,6 +167,47 @@ class Estimator(ABC):
         return self
 
 
+class SampleEstimator(Estimator):
+    """Estimators of something of one variable: ``fit(x)``.
+
+    Attributes:
+        entropy_: The estimate in nats.
+        n_features_x_: Columns of x.
+    """
+
+    quantity = "entropy"
+
+    entropy_: float
+    n_features_x_: int
+
+    def fit(self, x: Any) -> Self:
+        """Estimate from a sample.
+
+        Args:
+            x: Shape ``(n, d)`` or ``(n,)``: array, tensor, list or frame.
+
+        Raises:
+            TypeError: Types that are no numbers or categories.
+            ValueError: Other shapes, values that are not finite, too few points.
+        """
+        sample = as_sample("x", x)
+        with recorded() as caught:
+            found = self._fit(self._prepare(sample))
+        return self._store({"x": sample}, found, caught)
+
+    def estimate(self, x: Any) -> float:
+        """Fit and return the number."""
+        return self.fit(x).value_
+
+    def _prepare(self, sample: Sample) -> Tensor:
+        """The variable as ``_fit`` wants it: here numbers, ``(n, d)`` float64."""
+        return sample.values.double()
+
+    @abstractmethod
+    def _fit(self, x: Tensor) -> Estimate:
+        """The estimate, as :meth:`PairEstimator._fit`."""
+
+
 class PairEstimator(Estimator):
     """Estimators of something that two variables share: ``fit(x, y)``.
 
@@ -232,10 +274,16 @@ def paired_samples(**arrays: Any) -> dict[str, Sample]:
 
 @contextmanager
 def recorded() -> Iterator[list[warnings.WarningMessage]]:
-    """Collect all warnings of a block instead of giving them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield caught
+    """Collect all warnings of a block instead of giving them, unless an error ends it."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield caught
+    except Exception:
+        for w in caught:
+            warnings.warn(str(w.message), w.category, stacklevel=4)
+        raise
 
 
 def warn(text: str) -> None:
@@ -243,8 +291,10 @@ def warn(text: str) -> None:
     warnings.warn(text, EstimationWarning, stacklevel=2)
 
 
-def generator_of(random_state: int | None, device: torch.device | str = "cpu") -> torch.Generator:
+def generator_of(random_state: int | None, purpose: str = "", device: torch.device | str = "cpu") -> torch.Generator:
     """A generator from a seed; None draws a new seed.
+
+    Each ``purpose`` has a stream of its own, so that asking for one thing more does not change another.
 
     Raises:
         ValueError: A negative seed.
@@ -261,4 +311,4 @@ def generator_of(random_state: int | None, device: torch.device | str = "cpu") -
         raise TypeError(f"random_state: expected an int or None, got {type(random_state).__name__}")
     if random_state < 0:
         raise ValueError(f"random_state: expected a seed of at least 0, got {random_state}")
-    return generator.manual_seed(random_state)
+    return generator.manual_seed(random_state if not purpose else random_state ^ zlib.crc32(purpose.encode()))

@@ -455,6 +455,9 @@ def test_information_of_permuted_categories(levels, n):
     shuffled = [mutual_info_score(x, source.permutation(y.numpy())) for _ in range(400)]
     assert ks_2samp(result.null.numpy(), shuffled).pvalue > 0.01
     assert result.p_value == (1 + int((result.null >= result.statistic - 1e-12).sum())) / 401
+    constant = D.independence_test(x, x * 0, measure="mutual_information", permutations=9, generator=generator())
+    assert constant.p_value == 1.0
+    assert constant.null.shape == (9,)
     dependent = D.independence_test(x, x, measure="mutual_information", permutations=99, generator=generator())
     assert dependent.p_value == 0.01
 

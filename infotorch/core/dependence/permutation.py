@@ -96,7 +96,7 @@ def independence_test(
         if a.cell is None or b.cell is None:
             raise TypeError(f"x, y: expected integers or booleans for mutual_information, got {x.dtype} and {y.dtype}")
         return PermutationTest.of(information_statistics(a.cell, b.cell, permutations, generator))
-    orders = _orders(len(a), permutations, generator, a.device)
+    orders = permutation_orders(len(a), permutations, generator, a.device)
     if measure == "distance_covariance" and a.line is not None and b.line is not None:
         return PermutationTest.of(torch.cat([_line_statistics(a.line, b.line, part) for part in orders]))
     if measure == "distance_covariance" and a.line is not None and b.is_categories:
@@ -143,14 +143,19 @@ def two_sample_test(
     side, ones = gaussian(z, sigma), torch.ones_like(z[:, :1])
     totals = _tiles.kernel_sums(z, side, ones).squeeze(1)
     found = []
-    for part in _orders(len(z), permutations, generator, z.device):
+    for part in permutation_orders(len(z), permutations, generator, z.device):
         first = z.new_zeros(part.T.shape).scatter_(0, part.T[:n], 1.0)
         found.append(u_mmd_of_sums(first, _tiles.kernel_sums(z, side, first), totals))
     return PermutationTest.of(torch.cat(found))
 
 
-def _orders(n: int, count: int, generator: torch.Generator | None, device: torch.device) -> Iterator[Tensor]:
-    """The identity and then ``count`` random permutations, ``[rows, n]`` at a time."""
+def permutation_orders(n: int, count: int, generator: torch.Generator | None, device: torch.device) -> Iterator[Tensor]:
+    """The identity and then ``count`` random permutations, ``[rows, n]`` at a time.
+
+    >>> first, rest = permutation_orders(3, 2, torch.Generator().manual_seed(0), torch.device("cpu"))
+    >>> first.tolist(), rest.shape
+    ([[0, 1, 2]], torch.Size([2, 3]))
+    """
     home = generator.device if generator is not None else device
     rows = max(1, _BATCH // n)
     yield torch.arange(n, device=device).unsqueeze(0)
