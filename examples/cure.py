@@ -169,9 +169,9 @@ def at_equal_tokens(histories: dict[str, list[TrainingHistory]], stage1: int) ->
 
 def main() -> None:
     parser = base_parser(__doc__, slug="cure", seeds=3)
-    parser.add_argument("--steps", type=int, default=None, help="steps of stage 1 (none given: 8); stage 2 is half")
+    parser.add_argument("--steps", type=int, default=None, help="steps of stage 1 (none given: 6); stage 2 is half")
     args = parser.parse_args()
-    stage1 = args.steps or (40 if args.full else 8)
+    stage1 = args.steps or (40 if args.full else 6)
     steps = stage1 + stage1 // 2
     seeds = [args.seed + i for i in range(args.seeds or 3)]
     task = RunSum(terms=4, noise=0.12)

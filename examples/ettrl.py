@@ -156,10 +156,10 @@ def summarize(histories: Sequence[TrainingHistory]) -> dict[str, Any]:
 
 def main() -> None:
     parser = base_parser(__doc__, slug="ettrl", seeds=3)
-    parser.add_argument("--steps", type=int, default=None, help="rollout batches per run (none given: 12)")
+    parser.add_argument("--steps", type=int, default=None, help="rollout batches per run (none given: 8)")
     args = parser.parse_args()
     seeds = [args.seed + i for i in range(args.seeds or (5 if args.full else 3))]
-    steps = args.steps or (30 if args.full else 12)
+    steps = args.steps or (30 if args.full else 8)
     task = RunSum(terms=4, noise=0.12)
     votes: dict[str, list[dict[str, float]]] = {}
     histories: dict[str, list[TrainingHistory]] = {name: [] for name in ARMS}
