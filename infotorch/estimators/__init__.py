@@ -2,6 +2,7 @@
 
 from infotorch.estimators.base import EstimationWarning, Estimator, NotFitted, PairEstimator, SampleEstimator
 from infotorch.estimators.columns import Column, Text, encode_column, encode_table
+from infotorch.estimators.compare import Comparison, Estimated, estimate_all
 from infotorch.estimators.conditional import ConditionalMI
 from infotorch.estimators.dependence import HSIC, DistanceCorrelation
 from infotorch.estimators.discrete import DiscreteEntropy, DiscreteMI
@@ -34,12 +35,14 @@ __all__ = [
     "TUBA",
     "AlphaTUBA",
     "Column",
+    "Comparison",
     "ConditionalMI",
     "CopulaMI",
     "DiscreteEntropy",
     "DiscreteMI",
     "DistanceCorrelation",
     "DonskerVaradhan",
+    "Estimated",
     "EstimationWarning",
     "Estimator",
     "GaussianMI",
@@ -56,4 +59,5 @@ __all__ = [
     "adjust_p_values",
     "encode_column",
     "encode_table",
+    "estimate_all",
 ]

@@ -26,6 +26,7 @@ def as_numbers(
     noise: float = 0.0,
     random_state: int | None = 0,
     mixed: bool = False,
+    tails: bool = True,
 ) -> Tensor:
     """Float64 columns that vary and say something new, ``(n, d)`` with ``d`` possibly 0.
 
@@ -37,6 +38,7 @@ def as_numbers(
         random_state: Its seed.
         mixed: The estimator takes categories too: integers give no warning, and codes without order keep their
             distance of at least 1.
+        tails: Warn where a scaled column has heavy tails.
     """
     if standardize not in (True, False, "normal_scores"):
         raise ValueError(f'standardize: expected True, False or "normal_scores", got {standardize!r}')
@@ -54,7 +56,8 @@ def as_numbers(
             x = normal_scores(x)
         elif standardize:
             x = (x - x.mean(0)) / x.std(0)
-            _warn_of_tails(name, x)
+            if tails:
+                _warn_of_tails(name, x)
     if noise:
         x = jitter(x, scale=noise, generator=generator_of(random_state, f"noise {name}", x.device))
     return x

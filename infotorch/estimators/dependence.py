@@ -34,7 +34,7 @@ class _Dependence(ResampledPair):
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         if sample.nominal:
             return as_codes(name, sample)
-        return as_numbers(name, sample, standardize=self.standardize, mixed=True)
+        return as_numbers(name, sample, standardize=self.standardize, mixed=True, tails=False)
 
     def _test(self, x: Tensor, y: Tensor, **options: Any) -> PermutationTest | None:
         if not self.permutations:
