@@ -16,7 +16,7 @@ METHODS = ("holm", "benjamini_hochberg", "benjamini_yekutieli", "bonferroni")
 def adjust_p_values(p: Any, method: str = "benjamini_hochberg") -> Any:
     r"""Adjusted p-values: reject those at most :math:`\alpha`.
 
-    With m p-values, :math:`p_{(1)} \le \dots \le p_{(m)}`:
+    With m p-values, :math:`p_{(1)} \le \ldots \le p_{(m)}`:
 
     - ``"bonferroni"``: :math:`m p_i`;
     - ``"holm"``: :math:`\max_{j \le i} (m - j + 1) p_{(j)}`;
