@@ -1,4 +1,4 @@
-"""EMPG: do confident steps deserve more of the credit? Two corridors with opposite answers.
+"""EMPG: do confident steps deserve more of the credit? Two corridors, one of which should say no.
 
 Twelve rooms, four doors each, one reward at the end. In the first corridor eight rooms matter and are nearly known from
 the start, four do not and stay uncertain: uncertainty is noise. In the second six rooms are mastered, two uncertain
