@@ -5,8 +5,8 @@ a whole dialogue, EMPG turns that round: confident steps get more of the traject
 and a step that leads to a confident one gets a bonus.
 
 When to use: agents over many steps with one outcome reward, where uncertain steps are noise (exploring rooms that do
-not matter). Where the hard and decisive step is the uncertain one it takes credit from it; plain GRPO is the control, and
-the same scales on shuffled steps (``shuffle=True``) another.
+not matter). Where the hard and decisive step is the uncertain one it takes credit from it; plain GRPO is the control,
+and the same scales on shuffled steps (``shuffle=True``) another.
 
 Reference:
     "Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents", 2025, arXiv:2509.09265.
