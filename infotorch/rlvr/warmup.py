@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from infotorch.core import token_stats
+from infotorch.losses import LossOutput, TokenBatch
 from infotorch.rlvr.tasks.base import Task
 
 __all__ = ["demonstration_batch", "warm_start"]
@@ -45,6 +46,7 @@ def warm_start(
     batch_size: int = 64,
     lr: float = 3e-3,
     seed: int = 0,
+    loss: Callable[[TokenBatch], LossOutput] | None = None,
     progress: bool = True,
 ) -> list[float]:
     """Train ``model`` in place on demonstrations with AdamW and a one-cycle cosine schedule.
@@ -57,6 +59,7 @@ def warm_start(
         batch_size: Demonstrations per update.
         lr: Peak learning rate.
         seed: Seed of the problems and demonstrations drawn.
+        loss: What to minimize, such as ``recipe("entropy_sft")``; None: cross-entropy.
         progress: Show a progress bar.
 
     Returns:
@@ -83,15 +86,18 @@ def warm_start(
         drawn = torch.randint(len(problems), (batch_size,), generator=generator).tolist()
         batch = demonstration_batch(task, [problems[index] for index in drawn], generator)
         input_ids, labels, mask = (tensor.to(device) for tensor in batch)
-        log_probs = token_stats(model(input_ids).logits, labels, mask=mask).log_probs
-        assert log_probs is not None
-        loss = -log_probs.sum() / mask.sum()
+        stats = token_stats(model(input_ids).logits, labels, mask=mask)
+        assert stats.log_probs is not None
+        cross_entropy = -stats.log_probs.sum() / mask.sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if loss is None:
+            cross_entropy.backward()
+        else:
+            loss(TokenBatch(log_probs=stats.log_probs, entropy=stats.entropy, mask=mask)).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
+        losses.append(float(cross_entropy.detach()))
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     model.train(training)
     return losses
