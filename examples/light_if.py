@@ -1,6 +1,6 @@
 """Light-IF's two parts: fine-tuning that leaves entropy, and an entropy bonus where covariance is large.
 
-Entropy-SFT: a decoder that learned running sums from noisy demonstrations is fine-tuned on clean ones, with cross-entropy
+Entropy-SFT: a decoder that learned running sums from noisy demonstrations is fine-tuned on clean ones: cross-entropy
 on all tokens, on the 80 % that are most wrong for their confidence (Entropy-SFT), or on a random 80 %; then GRPO trains
 each. TEA: GRPO, a plain entropy bonus, and TEA with the same coefficient, on the tabular ModularSum.
 
