@@ -42,9 +42,10 @@ def turns_of(mask: Tensor) -> Tensor:
 
 
 def reads_sampling_policy(recipe: Recipe) -> bool:
-    """Whether advantages, rewards or a part's history are formed from the sampling policy's token statistics."""
+    """Whether advantages, rewards, a part's history or its rows are formed from the sampling policy's statistics."""
     for part in recipe.parts():
-        early = part.info.kind in ("reward", "advantage") or type(part).observe is not Part.observe
+        hooks = type(part).observe is not Part.observe or type(part).rearrange is not Part.rearrange
+        early = hooks or part.info.kind in ("reward", "advantage")
         wanted = {name for name in part.info.requires if not name.startswith("extras.")}
         if early and wanted - _GIVEN:
             return True

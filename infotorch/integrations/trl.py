@@ -161,7 +161,9 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         mask = _mask(output)
         sampled = self._sampled
-        if reads_sampling_policy(self.recipe) and "entropy" not in sampled:
+        # TRL's own pass for old log-probabilities keeps the entropy, never what a recipe asks for beside it.
+        wanted = {"entropy", *self.recipe.token_options.get("extras", ())}
+        if reads_sampling_policy(self.recipe) and not wanted <= set(sampled):
             sampled = self._sampling_statistics(output)
         fields = self._fields(output, mask, sampled)
         extras = {} if self._extras is None else dict(self._extras(inputs, output))

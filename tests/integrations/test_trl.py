@@ -271,3 +271,11 @@ def test_every_recipe_trains_or_says_why_not(tmp_path, name) -> None:
     assert all(x == x for x in losses(t)), "NaN"
     assert parameters(t).isfinite().all()
     assert not torch.equal(parameters(t), before)
+
+
+def test_statistics_beside_the_entropy_are_there_when_trl_makes_its_own_pass(tmp_path) -> None:
+    """With several iterations TRL computes old log-probabilities and entropies itself, and SIREN's top-p part is ours."""
+    t = trainer(tmp_path, "siren", options={"max_steps": 2, "num_iterations": 2})
+    t.train()
+    assert len(losses(t)) == 2
+    assert all(x == x for x in losses(t)), "NaN"

@@ -93,7 +93,9 @@ FILLED = [
 
 
 @pytest.mark.parametrize("name", FILLED)
-def test_every_recipe_takes_a_finite_step(name):
+def test_every_recipe_takes_a_finite_step(monkeypatch, name):
+    # An untrained model gives no answer that could be read, and recipes that count answers would have none to count.
+    monkeypatch.setattr(RunSum, "final_answer", lambda self, problem, tokens: len(tokens) % 2)
     recipe = named_recipe(name)
     net = module(recipe, reference=decoder(seed=1) if "ref_log_probs" in recipe.required else None)
     before = [parameter.clone() for parameter in net.model.parameters()]
