@@ -274,7 +274,7 @@ def test_every_recipe_trains_or_says_why_not(tmp_path, name) -> None:
 
 
 def test_statistics_beside_the_entropy_are_there_when_trl_makes_its_own_pass(tmp_path) -> None:
-    """With several iterations TRL computes old log-probabilities and entropies itself, and SIREN's top-p part is ours."""
+    """With several iterations TRL computes old entropies itself; what SIREN reads beside them is computed here."""
     t = trainer(tmp_path, "siren", options={"max_steps": 2, "num_iterations": 2})
     t.train()
     assert len(losses(t)) == 2
