@@ -13,7 +13,7 @@ from benchmarks.machine import version_of
 K = 3
 SIZES, DIMENSIONS = (10_000, 100_000), (2, 8, 32)
 SLOW = 1e5 * 8  # beyond this many numbers per call the slow peers take minutes
-TREE, BRUTE = "scipy.spatial.cKDTree", "sklearn NearestNeighbors, brute"
+TREE, BRUTE = "scipy.spatial.KDTree", "sklearn NearestNeighbors, brute"
 INFOMEASURE, SKLEARN = "infomeasure kl", "sklearn mutual_info_regression"
 
 
@@ -61,10 +61,10 @@ def _from_distances(distance: Tensor, n: int, d: int) -> Results:
 
 
 def _by_tree(x: Tensor) -> Results:
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     points = x.cpu().numpy()
-    distance, _ = cKDTree(points).query(points, K + 1, p=float("inf"))
+    distance, _ = KDTree(points).query(points, K + 1, p=float("inf"))
     return _from_distances(torch.as_tensor(distance[:, K]), *points.shape)
 
 
@@ -123,14 +123,14 @@ def _information(n: int, d: int, options: Options) -> Built:
 
 def _ksg_by_tree(x: Tensor, y: Tensor) -> Results:
     import numpy as np
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
     from scipy.special import digamma
 
     a, b = x.cpu().numpy(), y.cpu().numpy()
     joint = np.concatenate([a, b], 1)
-    radius = cKDTree(joint).query(joint, K + 1, p=float("inf"))[0][:, K]
+    radius = KDTree(joint).query(joint, K + 1, p=float("inf"))[0][:, K]
     inside = np.nextafter(radius, 0)
-    counts = [cKDTree(z).query_ball_point(z, inside, p=float("inf"), return_length=True) for z in (a, b)]
+    counts = [KDTree(z).query_ball_point(z, inside, p=float("inf"), return_length=True) for z in (a, b)]
     value = digamma(K) + digamma(len(a)) - sum(digamma(c).mean() for c in counts)
     return {"information": torch.tensor(value, dtype=torch.float64)}
 

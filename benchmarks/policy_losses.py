@@ -235,7 +235,8 @@ def _trl(name: str, values: dict[str, Tensor]) -> Subject:
             _metrics={"train": defaultdict(list)},
             _get_per_token_logps_and_entropies=lambda *_, **__: (log_probs, entropy, None),
         )
-        stub.get_high_entropy_mask = partial(GRPOTrainer.get_high_entropy_mask, stub)
+        mask_of: Any = GRPOTrainer.get_high_entropy_mask
+        stub.get_high_entropy_mask = partial(mask_of, stub)
         return GRPOTrainer._compute_loss(stub, None, inputs)  # pyright: ignore[reportArgumentType]
 
     run = partial(_run, loss, values, ["log_probs", "entropy"])

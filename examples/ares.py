@@ -67,7 +67,7 @@ def run(start: nn.Module, method: Recipe, task: RunSum, problems: list[Any], ste
         reference=copy.deepcopy(start),
         seed=seed,
     )
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **quiet)
     trainer.fit(module, PromptLoader(problems, 16, steps, seed=seed))
     return model

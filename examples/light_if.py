@@ -75,7 +75,7 @@ def evaluate(model: nn.Module, task: RunSum, held_out: list[Any], seed: int) -> 
 def reinforce(model: nn.Module, task: RunSum, problems: list[Any], steps: int, seed: int) -> None:
     """GRPO, in place."""
     module = RLVRModule(model, task, "grpo", samples=8, minibatches=2, lr=3e-4, old_log_probs="sampler", seed=seed)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **quiet)
     trainer.fit(module, PromptLoader(problems, 16, steps, seed=seed))
 
