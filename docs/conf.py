@@ -43,7 +43,7 @@ nb_merge_streams = True
 autodoc_mock_imports = ["transformers", "trl"]  # what only adapters need
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
+# Not autodoc_preserve_defaults: it replaces the defaults of imported functions, and doctests in pages call those.
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
