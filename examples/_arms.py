@@ -63,8 +63,12 @@ def summarize(histories: Sequence[TrainingHistory], middle: int = 50) -> dict[st
 
 
 def table_row(name: str, summary: Mapping[str, Any], keys: Sequence[str], digits: Mapping[str, int]) -> list[str]:
-    """One line of the table: mean and spread of each key."""
-    return [name, *(format_spread(summary[key]["values"], digits.get(key, 3)) for key in keys)]
+    """One line of the table: mean and spread of each key, a dash where the arm has no such number."""
+
+    def cell(key: str) -> str:
+        return format_spread(summary[key]["values"], digits.get(key, 3)) if key in summary else "-"
+
+    return [name, *map(cell, keys)]
 
 
 def curves(found: Mapping[str, Sequence[TrainingHistory]], keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:

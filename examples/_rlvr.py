@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import quiet_lightning
+from common import plain_trainer, quiet_lightning
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from tqdm import tqdm
@@ -83,17 +83,10 @@ def train(
         eval_samples=K,
         seed=seed,
     )
-    trainer = Trainer(
-        max_epochs=1,
-        logger=False,
-        accelerator="auto",
-        devices=1,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=[] if position is None else [StepBar(label, args.steps, position)],
+    bar = [] if position is None else [StepBar(label, args.steps, position)]
+    plain_trainer(accelerator="auto", callbacks=bar).fit(
+        module, PromptLoader(problems, args.prompts, args.steps, seed=seed)
     )
-    trainer.fit(module, PromptLoader(problems, args.prompts, args.steps, seed=seed))
     return module.history, time.perf_counter() - begun
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from _arms import curves, first_above, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 
 from infotorch.losses import recipe
 from infotorch.rlvr import TrainingHistory
@@ -68,10 +68,8 @@ def main() -> None:
             "share of tokens whose ratio the clip bounds; middle: half way; entropy is exact, in nats per token; "
             "distinct correct answers among 256 samples per prompt"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         curves=curves(found, ("reward", "entropy")),
     )
     titles = {"reward": "reward", "entropy": "entropy, nats per token"}

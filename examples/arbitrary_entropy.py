@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from _arms import curves, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 
 from infotorch.losses import Recipe, recipe
 from infotorch.rlvr import TrainingHistory
@@ -103,10 +103,8 @@ def main() -> None:
             "exact, in nats per token; gap_end is its mean distance to the target over the last 20 steps; distinct "
             "correct answers among 256 samples per prompt"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         curves=curves(task, ("reward", "entropy")) | curves(free, ("entropy",)),
     )
     titles = {"entropy": "entropy, nats per token", "reward": "reward"}

@@ -15,8 +15,15 @@ import copy
 from typing import Any
 
 import torch
-from common import base_parser, command_line, plotting, print_table, quiet_lightning, spread, versions, write_ledger
-from lightning import Trainer
+from common import (
+    base_parser,
+    plain_trainer,
+    plotting,
+    print_table,
+    quiet_lightning,
+    spreads,
+    write_ledger,
+)
 from torch import nn
 from tqdm import tqdm
 
@@ -67,9 +74,7 @@ def run(start: nn.Module, method: Recipe, task: RunSum, problems: list[Any], ste
         reference=copy.deepcopy(start),
         seed=seed,
     )
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **quiet)
-    trainer.fit(module, PromptLoader(problems, 16, steps, seed=seed))
+    plain_trainer().fit(module, PromptLoader(problems, 16, steps, seed=seed))
     return model
 
 
@@ -99,7 +104,7 @@ def main() -> None:
                 model = run(start, method, task, problems, steps, seed)
                 runs[name].append(measure(model, task, held_out, seed))
                 bar.update()
-    results = {name: {key: spread([r[key] for r in found]) for key in found[0]} for name, found in runs.items()}
+    results = {name: spreads(found) for name, found in runs.items()}
 
     plt = plotting()
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
@@ -122,10 +127,9 @@ def main() -> None:
             f"{steps} rollout batches of 16 x 8, windows of 2 tokens; accuracy and tokens on 16 held-out problems a "
             "level, 8 samples each"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions("lightning"),
+        packages=("lightning",),
     )
     columns = list(next(iter(results.values())))
     print_table(["run", *columns], [[n, *(f"{row[c]['mean']:.2f}" for c in columns)] for n, row in results.items()])

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from _arms import curves, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 from torch import Tensor
 
 from infotorch.losses import Part, Recipe, TokenBatch, grpo_advantage, recipe, register
@@ -99,10 +99,8 @@ def main() -> None:
             "of P / (P + N) at them; entropy is exact, in nats per token; distinct correct answers among 256 samples "
             "per prompt"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         curves=curves(found, ("reward", "entropy")),
     )
     titles = {"entropy": "entropy, nats per token", "reward": "reward"}
@@ -110,11 +108,7 @@ def main() -> None:
     plot_curves(shown, args.out / "bapo.png", titles, "ModularSum, negative advantages doubled: who keeps entropy?")
     digits = {"distinct_correct": 1}
     columns = (*KEYS, *BOUNDS.values())
-    rows = []
-    for name, summary in results.items():
-        known = [key for key in columns if key in summary]
-        rows.append(table_row(name, summary, known, digits) + [""] * (len(columns) - len(known)))
-    print_table(("method", *columns), rows)
+    print_table(("method", *columns), [table_row(n, s, columns, digits) for n, s in results.items()])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from _arms import curves, plot_curves, table_row
 from _gru import GRUPolicy, train
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -135,10 +135,8 @@ def main() -> None:
             "is better); success and thoughts are exact expectations; steps is the first step at 90 % of the optimum "
             "0.8 (all steps where it is never reached; never counts those seeds); bonus and price are 0.1 a token"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         curves=curves(found, ("success_longer", "success_shorter", "thoughts_longer", "thoughts_shorter")),
     )
     titles = {

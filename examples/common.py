@@ -20,10 +20,12 @@ __all__ = [
     "base_parser",
     "command_line",
     "format_spread",
+    "plain_trainer",
     "plotting",
     "print_table",
     "quiet_lightning",
     "spread",
+    "spreads",
     "versions",
     "write_ledger",
 ]
@@ -73,33 +75,31 @@ def write_ledger(
     slug: str,
     claim: str,
     experiment: str,
-    command: str,
     seeds: Sequence[int],
     results: Mapping[str, Any],
-    versions: Mapping[str, str],
+    packages: Sequence[str] = (),
     **further: Any,
 ) -> Path:
-    """Write the record of an experiment as JSON.
+    """Write the record of an experiment as JSON, with the command that runs now and the versions it runs with.
 
     Args:
         path: File to write; missing folders are made.
         slug: Short name of the method.
         claim: What the paper claims.
         experiment: What was run to test it.
-        command: The command that gives these numbers.
         seeds: Seeds used.
         results: Numbers of the method and of its baselines; with several seeds also their spread.
-        versions: See `versions`.
+        packages: Whose versions the numbers depend on, besides Python, infotorch, torch and numpy.
         **further: Anything else worth keeping, such as curves.
     """
     record = {
         "slug": slug,
         "claim": claim,
         "experiment": experiment,
-        "command": command,
+        "command": command_line(),
         "seeds": list(seeds),
         "results": results,
-        "versions": dict(versions),
+        "versions": versions(*packages),
         **further,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +110,11 @@ def write_ledger(
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation and the values themselves."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0, "values": list(values)}
+
+
+def spreads(rows: Sequence[Mapping[str, float]], keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """`spread` of every quantity over the runs, each a row; with ``keys`` of those among them that were measured."""
+    return {key: spread([row[key] for row in rows]) for key in keys or rows[0] if key in rows[0]}
 
 
 def format_spread(values: Sequence[float], digits: int = 3) -> str:
@@ -168,3 +173,12 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+
+
+def plain_trainer(**options: Any) -> Any:
+    """A Lightning trainer of one epoch on one CPU device that logs, saves and prints nothing, unless told to."""
+    from lightning import Trainer
+
+    quiet = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar")
+    plain: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, **dict.fromkeys(quiet, False)}
+    return Trainer(**plain | options)

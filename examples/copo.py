@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from _arms import curves, plot_curves, table_row
 from _gru import GRUPolicy, train
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, spreads, write_ledger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -169,7 +169,7 @@ def main() -> None:
                 histories[name].append(history)
                 values[name].append(found)
                 bar.update()
-    results = {name: {key: spread([row[key] for row in rows]) for key in KEYS} for name, rows in values.items()}
+    results = {name: spreads(rows, KEYS) for name, rows in values.items()}
     write_ledger(
         args.out / "copo.json",
         slug="copo",
@@ -182,10 +182,8 @@ def main() -> None:
             "gradient over the run, easy_wrong the probability of a wrong answer to problems that started at 0.7 or "
             "better (at the end, and at the worst step)"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         at_start=at_start(starts, environments),
         curves=curves(histories, ("success", "easy_wrong")),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from _arms import curves, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 
 from infotorch.core.categorical import entropy
 from infotorch.losses import fit_entropy_law, predicted_entropy_change, recipe
@@ -87,10 +87,8 @@ def main() -> None:
             f"updates per rollout batch, Adam 0.05, {args.steps} steps; Clip-Cov window 0.5 to 5; KL-Cov coefficient "
             "1; entropy is exact, in nats per token; distinct correct answers among 256 samples per prompt"
         ),
-        command=command_line(),
         seeds=seeds,
         results=summaries,
-        versions=versions(),
         law_on_grpo=law,
         identity_relative_error=identity_error(args.seed),
         curves=curves(found, ("reward", "entropy")),

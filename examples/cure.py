@@ -19,8 +19,15 @@ from typing import Any
 import torch
 from _arms import curves, plot_curves, table_row
 from _branching import grow
-from common import base_parser, command_line, print_table, quiet_lightning, spread, versions, write_ledger
-from lightning import Trainer
+from common import (
+    base_parser,
+    plain_trainer,
+    print_table,
+    quiet_lightning,
+    spread,
+    spreads,
+    write_ledger,
+)
 from torch import nn
 from tqdm import tqdm
 
@@ -130,9 +137,7 @@ def run(name: str, start: nn.Module, task: RunSum, stage1: int, steps: int, seed
         seed=seed,
     )
     module.cut, module.stage1 = ARMS[name], stage1
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, enable_progress_bar=False, **options)
-    trainer.fit(module, PromptLoader(task.train(400, seed=2), 8, steps, seed=seed))
+    plain_trainer().fit(module, PromptLoader(task.train(400, seed=2), 8, steps, seed=seed))
     return module.history
 
 
@@ -147,7 +152,7 @@ def summarize(histories: Sequence[TrainingHistory], stage1: int) -> dict[str, An
             row[f"{key}_stage1"] = values[steps.index(stage1)]
         row["tokens_stage1"] = sum(history.column("tokens")[1][:stage1])
         rows.append(row)
-    return {key: spread([row[key] for row in rows]) for key in KEYS}
+    return spreads(rows, KEYS)
 
 
 def at_equal_tokens(histories: dict[str, list[TrainingHistory]], stage1: int) -> dict[str, Any]:
@@ -195,10 +200,8 @@ def main() -> None:
             "original had left, prompts of equal rewards are not replaced; entropy and pass@k on 50 held-out problems "
             "with 16 samples"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         dapo_at_equal_tokens=at_equal_tokens(histories, stage1),
         curves=curves(histories, ("eval_entropy", "pass@1")),
     )

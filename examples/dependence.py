@@ -24,12 +24,10 @@ from _data import Table, add_data_root, people
 from common import (
     COLORS,
     base_parser,
-    command_line,
     format_spread,
     plotting,
     print_table,
     spread,
-    versions,
     write_ledger,
 )
 from torch import Generator, Tensor
@@ -243,12 +241,14 @@ def main() -> None:
             f"median width. Pairs of columns of {table.name}: random rows, shuffled for the size. Drift: 50 points "
             "with independent normal coordinates"
         ),
-        command=command_line(),
         seeds=seeds,
         results=tables
         | {"squared distance correlation of independent points": drifts}
         | {f"all rows of {table.name}": whole(table, real)},
-        versions=versions("scipy", "scikit-learn"),
+        packages=(
+            "scipy",
+            "scikit-learn",
+        ),
     )
     plot(runs, drifts, args.out / "dcov-dependence.png")
     for title in (f"share rejected at 5 %, n = {SIZES[1]}", f"share rejected at 5 %, n = {SIZES[-1]}"):

@@ -24,12 +24,10 @@ from _data import Images, add_data_root, images
 from common import (
     COLORS,
     base_parser,
-    command_line,
     format_spread,
     plotting,
     print_table,
     spread,
-    versions,
     write_ledger,
 )
 from scipy.stats import spearmanr
@@ -241,10 +239,12 @@ def main() -> None:
             "test images, or where said on as many training images; information about inputs: about 10 spectral "
             "clusters of them. Random labels of test images are independent of everything"
         ),
-        command=command_line(),
         seeds=seeds,
         results={"blobs, nats": blob_table, "training, nats": training},
-        versions=versions("scipy", "scikit-learn"),
+        packages=(
+            "scipy",
+            "scikit-learn",
+        ),
         curves={
             name: {
                 key: torch.tensor([[float(row[key]) for row in h] for h in histories]).mean(0).tolist()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from _arms import curves, first_above, plot_curves, run_arms, table_row
 from _envs import GRUPolicy, NoiseRooms, run_agent, sample_batch
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spreads, write_ledger
 from torch import Tensor
 
 from infotorch.losses import Recipe, recipe
@@ -106,16 +106,14 @@ def main() -> None:
             for row, seed in zip(rows, seeds, strict=True):
                 torch.manual_seed(seed)
                 row["gradient_noise"] = gradient_noise(ARMS[name](), options, seed)
-            results[corridor][name] = {key: spread([row[key] for row in rows]) for key in KEYS}
+            results[corridor][name] = spreads(rows, KEYS)
     write_ledger(
         args.out / "empg.json",
         slug="empg",
         claim=CLAIM,
         experiment=EXPERIMENT.format(steps=args.steps),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         curves=curves(lines, ("success",)),
     )
     first, second = ({n: lines[f"{c}: {n}"] for n in ARMS} for c in CORRIDORS)

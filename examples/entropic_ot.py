@@ -22,12 +22,10 @@ from _data import add_data_root, images
 from common import (
     COLORS,
     base_parser,
-    command_line,
     format_spread,
     plotting,
     print_table,
     spread,
-    versions,
     write_ledger,
 )
 from torch import Tensor
@@ -182,10 +180,9 @@ def main() -> None:
             f"plane, or noise onto {source} in {COMPONENTS} principal components. Spread: total variance over the "
             "target's. Closed form: samples of the two Gaussians, each cost over the true W2 squared, minus 1"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results | {"relative error against the closed form": closed},
-        versions=versions("pot"),
+        packages=("pot",),
         curves={
             task: {
                 name: {

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from _rlvr import K, average, countdown, smooth, summarize, train
-from common import COLORS, base_parser, command_line, format_spread, plotting, print_table, versions, write_ledger
+from common import COLORS, base_parser, format_spread, plotting, print_table, write_ledger
 from torch import nn
 from tqdm import tqdm
 
@@ -254,10 +254,9 @@ def main() -> None:
             f"of {args.prompts} prompts with {args.samples} responses, {args.minibatches} updates each, Adam "
             f"{args.lr:g}; every method at its published defaults but for the changes named under scaled"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions("lightning"),
+        packages=("lightning",),
         settings=settings(args),
         scaled={name: {"options": SCALED[name][0], "why": SCALED[name][1]} for name in args.methods if name in SCALED},
         left_out=LEFT_OUT,

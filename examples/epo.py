@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from _arms import curves, plot_curves, run_arms, table_row
 from _envs import GRUPolicy, KeyDoor, run_agent
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spreads, write_ledger
 from torch import Tensor
 
 from infotorch.losses import Recipe, recipe
@@ -94,16 +94,14 @@ def main() -> None:
     results = {}
     for name, histories in found.items():
         rows = [measures(history) for history in histories]
-        results[name] = {key: spread([row[key] for row in rows]) for key in KEYS if key in rows[0]}
+        results[name] = spreads(rows, KEYS)
     write_ledger(
         args.out / "epo.json",
         slug="epo",
         claim=CLAIM,
         experiment=EXPERIMENT.format(steps=args.steps),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         largest_difference_of_a_weight_between_indicator_and_bonus=difference,
         curves=curves(found, ("success", "entropy")),
     )
@@ -111,12 +109,7 @@ def main() -> None:
     plot_curves(found, args.out / "epo.png", titles, "Key and door: EPO against its controls")
     print(f"weights of indicator and bonus differ by at most {difference:g} after training")
     digits = {"steps_to_90": 0, "oscillation": 4}
-    rows = []
-    for name, summary in results.items():
-        known = [key for key in KEYS if key in summary]
-        cells = dict(zip(known, table_row(name, summary, known, digits)[1:], strict=True))
-        rows.append([name, *(cells.get(key, "-") for key in KEYS)])
-    print_table(("method", *KEYS), rows)
+    print_table(("method", *KEYS), [table_row(n, s, KEYS, digits) for n, s in results.items()])
 
 
 if __name__ == "__main__":

@@ -19,8 +19,14 @@ from typing import Any
 import torch
 from _arms import curves, plot_curves, table_row
 from _branching import grow
-from common import base_parser, command_line, print_table, quiet_lightning, spread, versions, write_ledger
-from lightning import Trainer
+from common import (
+    base_parser,
+    plain_trainer,
+    print_table,
+    quiet_lightning,
+    spreads,
+    write_ledger,
+)
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -125,9 +131,7 @@ def run(name: str, start: nn.Module, task: RunSum, steps: int, seed: int) -> Tra
         eval_every=3,
         seed=seed,
     )
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, enable_progress_bar=False, **options)
-    trainer.fit(module, PromptLoader(task.train(400, seed=2), 8, steps, seed=seed))
+    plain_trainer().fit(module, PromptLoader(task.train(400, seed=2), 8, steps, seed=seed))
     return module.history
 
 
@@ -151,7 +155,7 @@ def summarize(histories: Sequence[TrainingHistory]) -> dict[str, Any]:
             if values is not None:
                 row[key] = sum(values) / len(values)
         rows.append(row)
-    return {key: spread([row[key] for row in rows]) for key in rows[0]}
+    return spreads(rows)
 
 
 def main() -> None:
@@ -174,7 +178,7 @@ def main() -> None:
                 histories[name].append(run(name, model, task, steps, seed))
                 bar.update()
     results = {name: summarize(found) for name, found in histories.items()}
-    voted = {name: {key: spread([row[key] for row in rows]) for key in VOTING} for name, rows in votes.items()}
+    voted = {name: spreads(rows, VOTING) for name, rows in votes.items()}
     write_ledger(
         args.out / "ettrl.json",
         slug="ettrl",
@@ -187,10 +191,8 @@ def main() -> None:
             "and reward accuracy are means over the run. Voting, without training: 25 held-out problems, 12 "
             "trees with 2 forks and 2 branches each against 60 independent samples, new tokens per problem"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         voting=voted,
         curves=curves(histories, ("greedy", "entropy")),
     )

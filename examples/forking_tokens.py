@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from _arms import curves, first_above, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 
 from infotorch.losses import recipe
 from infotorch.rlvr import TrainingHistory
@@ -67,10 +67,8 @@ def main() -> None:
             "steps_to_90 is the first step with reward 0.9 (a run that never got there counts with all its steps); "
             "early_reward is the mean reward of steps 20 to 30"
         ),
-        command=command_line(),
         seeds=seeds,
         results=summaries,
-        versions=versions(),
         curves=curves(found, ("reward", "entropy")),
     )
     titles = {"reward": "reward", "entropy": "entropy, nats per token"}

@@ -11,7 +11,7 @@ Written to --out: grpo-base.json and grpo-base.png.
 from __future__ import annotations
 
 from _arms import curves, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, versions, write_ledger
+from common import base_parser, print_table, write_ledger
 
 from infotorch.losses import recipe
 
@@ -48,10 +48,8 @@ def main() -> None:
             f"updates per rollout batch, Adam 0.05, {args.steps} steps; entropy is exact, in nats per token; distinct "
             "correct answers among 256 samples per prompt"
         ),
-        command=command_line(),
         seeds=seeds,
         results=summaries,
-        versions=versions(),
         curves=curves(found, ("reward", "entropy")),
     )
     titles = {"entropy": "entropy, nats per token", "reward": "reward"}

@@ -25,16 +25,14 @@ from _rlvr import average, countdown, smooth
 from common import (
     COLORS,
     base_parser,
-    command_line,
     format_spread,
+    plain_trainer,
     plotting,
     print_table,
     quiet_lightning,
-    spread,
-    versions,
+    spreads,
     write_ledger,
 )
-from lightning import Trainer
 from torch import nn
 from tqdm import tqdm
 
@@ -116,15 +114,7 @@ def train(start: nn.Module, name: str, seed: int, args: argparse.Namespace) -> t
         eval_samples=K,
         seed=seed,
     )
-    trainer = Trainer(
-        max_epochs=1,
-        logger=False,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(module, PromptLoader(task.train(2048, seed), args.prompts, args.steps, seed=seed))
+    plain_trainer().fit(module, PromptLoader(task.train(2048, seed), args.prompts, args.steps, seed=seed))
     return name, seed, module.history, module.cold_accuracy()
 
 
@@ -197,7 +187,7 @@ def main() -> None:
             found[name, seed] = history, cold
     histories = {name: [found[name, seed][0] for seed in seeds] for name in ARMS}
     runs = {name: [summarize(*found[name, seed]) for seed in seeds] for name in ARMS}
-    results = {name: {key: spread([run[key] for run in rows]) for key in rows[0]} for name, rows in runs.items()}
+    results = {name: spreads(rows) for name, rows in runs.items()}
     write_ledger(
         args.out / "hapo.json",
         slug="hapo",
@@ -210,10 +200,9 @@ def main() -> None:
             "absolute advantages over tokens that lies on negative ones (1/2 is balance); clip_certain, clip_uncertain "
             "are the shares of the tokens of low and high entropy that are clipped"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions("lightning"),
+        packages=("lightning",),
         curves={
             name: {key: average(rows, key)[1] for key in ("reward", "eval_entropy")} for name, rows in histories.items()
         },

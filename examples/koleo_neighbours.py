@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from _data import add_data_root, images
-from common import base_parser, command_line, format_spread, plotting, print_table, spread, versions, write_ledger
+from common import base_parser, format_spread, plotting, print_table, spread, write_ledger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -172,14 +172,16 @@ def main() -> None:
             f"{len(data.train)} images from {data.name.split(' (')[0]}; seconds of processor time of one search on one "
             "thread, building the tree included; the float32 products' neighbors are taken at their exact distances"
         ),
-        command=command_line(),
         seeds=seeds,
         results={
             "seconds": seconds,
             "largest distance from the tree's entropy over the seeds, in nats": off_tree,
             "distance from the true entropy, in nats (the estimator's bias)": off_truth,
         },
-        versions=versions("scipy", "scikit-learn"),
+        packages=(
+            "scipy",
+            "scikit-learn",
+        ),
     )
     plot(seconds, off_tree, n, args.out / "koleo-neighbours.png")
     rows = [

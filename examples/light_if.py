@@ -20,16 +20,14 @@ from _arms import curves, run_arms, summarize
 from _rlvr import K
 from common import (
     base_parser,
-    command_line,
     format_spread,
+    plain_trainer,
     plotting,
     print_table,
     quiet_lightning,
-    spread,
-    versions,
+    spreads,
     write_ledger,
 )
-from lightning import Trainer
 from torch import nn
 from tqdm import tqdm
 
@@ -75,9 +73,7 @@ def evaluate(model: nn.Module, task: RunSum, held_out: list[Any], seed: int) -> 
 def reinforce(model: nn.Module, task: RunSum, problems: list[Any], steps: int, seed: int) -> None:
     """GRPO, in place."""
     module = RLVRModule(model, task, "grpo", samples=8, minibatches=2, lr=3e-4, old_log_probs="sampler", seed=seed)
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **quiet)
-    trainer.fit(module, PromptLoader(problems, 16, steps, seed=seed))
+    plain_trainer().fit(module, PromptLoader(problems, 16, steps, seed=seed))
 
 
 def tune(seed: int, steps: int, rl_steps: int, bar: tqdm) -> dict[str, dict[str, float]]:
@@ -114,9 +110,7 @@ def main() -> None:
     with tqdm(total=len(TUNING) * len(seeds), unit="run") as bar:
         tuned += [tune(seed, factor * args.steps, factor * args.rl_steps, bar) for seed in seeds]
     tabular = run_arms(TABULAR, seeds, steps=100 * factor)
-    rows = {
-        name: {key: spread([run[name][key] for run in tuned]) for key in tuned[0][name]} for name in ("before", *TUNING)
-    }
+    rows = {name: spreads([run[name] for run in tuned]) for name in ("before", *TUNING)}
     summaries = {name: summarize(histories) for name, histories in tabular.items()}
 
     plt = plotting()
@@ -143,10 +137,9 @@ def main() -> None:
             f"{factor * args.steps} on clean ones, {factor * args.rl_steps} rollout batches of GRPO (16 x 8). TEA: "
             f"ModularSum, {100 * factor} steps, 4 updates each"
         ),
-        command=command_line(),
         seeds=seeds,
         results={"fine-tuning": rows, "entropy bonuses": summaries},
-        versions=versions("lightning"),
+        packages=("lightning",),
         curves=curves(tabular, ("reward", "entropy")),
     )
     columns = [*AFTER, *(f"{key} after GRPO" for key in AFTER)]

@@ -20,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from common import base_parser, command_line, format_spread, plotting, print_table, versions, write_ledger
+from common import base_parser, format_spread, plotting, print_table, write_ledger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -131,10 +131,9 @@ def main() -> None:
             "The 40 tasks of Beyond Normal with their true values; estimate minus truth, mean and standard deviation "
             "over seeds; nearest neighbors with k = 5 on standardized columns"
         ),
-        command=command_line(),
         seeds=seeds,
         results={f"n = {n:,}: estimate minus truth": errors for n, errors in found.items()},
-        versions=versions("scikit-learn"),
+        packages=("scikit-learn",),
         cost={f"{name}, n = {n:,}": row for n, rows in costs.items() for name, row in rows.items()},
     )
     last = found[sizes[-1]]

@@ -21,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import base_parser, command_line, format_spread, plotting, print_table, spread, versions, write_ledger
+from common import base_parser, format_spread, plotting, print_table, spread, write_ledger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -166,13 +166,11 @@ def main() -> None:
             f"{options['batch_size']}; separable critic (or q) of two layers of 128, Adam 1e-3, at most "
             f"{options['max_steps']} steps, patience 500; KSG with k = 3 on {min(n, KSG_PAIRS)} pairs"
         ),
-        command=command_line(),
         seeds=seeds,
         results={
             "estimate": {task: truths[task] | {a: spread(v) for a, v in estimates[task].items()} for task in tasks},
             "standard error": {task: {a: spread(v) for a, v in errors[task].items()} for task in tasks},
         },
-        versions=versions(),
         claims=checked,
     )
     plot(estimates, errors, log_b, args.out / "neural-mi.png")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from _arms import curves, plot_curves, table_row
 from _rlvr import train
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 from tqdm import tqdm
 
 from infotorch.core.reduce import masked_mean
@@ -91,10 +91,9 @@ def main() -> None:
             "Adam 5e-4. Accuracy: one sample on 20 held-out problems (16 samples each); tokens: mean length of the "
             "batch's responses. The length penalty is linear up to the limit and not matched in length"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions("lightning"),
+        packages=("lightning",),
         premise={"correlation of length and mean entropy at the start": spread(correlations)},
         curves=curves(found, ("length", "entropy")),
     )

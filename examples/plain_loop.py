@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import base_parser, command_line, plotting, print_table, versions, write_ledger
+from common import base_parser, plotting, print_table, write_ledger
 from torch import nn
 from tqdm import trange
 
@@ -107,10 +107,8 @@ def main() -> None:
         slug="plain-loop",
         claim="None: it shows that the losses need no framework.",
         experiment=f"Six digits that add up to a target; GRU policy (d=64), {steps} steps of {PROMPTS} x {SAMPLES}.",
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
     )
     columns = ("reward_end", "entropy_start", "entropy_end")
     rows = [[name, *(sum(run[c] for run in runs) / len(runs) for c in columns)] for name, runs in results.items()]

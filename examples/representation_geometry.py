@@ -26,12 +26,11 @@ from _data import add_data_root, text
 from common import (
     COLORS,
     base_parser,
-    command_line,
     format_spread,
     plotting,
     print_table,
     spread,
-    versions,
+    spreads,
     write_ledger,
 )
 from torch import Generator, Tensor
@@ -178,11 +177,7 @@ def main() -> None:
     seeds = [args.seed + i for i in range(args.seeds or 3)]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="alpha_req|fit_power_law|rankme")  # small samples are among the cases
-    exponents = {
-        f"n = {n}": {key: spread([run[key] for run in runs]) for key in runs[0]}
-        for n in (512, 4096)
-        if (runs := [recovered(seed, n) for seed in seeds])
-    }
+    exponents = {f"n = {n}": spreads(runs) for n in (512, 4096) if (runs := [recovered(seed, n) for seed in seeds])}
     settings = {"40 classes, skewed": (40, True), "40 classes, uniform": (40, False), "8 classes, skewed": (8, True)}
     free = {
         name: [free_features(seed, classes, skewed=skewed, steps=4000) for seed in seeds]
@@ -214,10 +209,8 @@ def main() -> None:
             f"{CONTEXT}, batch 16, AdamW 2e-3, {steps} steps; features after the last norm at the last token of 1024 "
             "held-out contexts. Phases: turning points of the smoothed log rank beyond 5 %, as a share of the seeds"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         curves={
             title: {
                 name: {

@@ -28,11 +28,9 @@ from _rlvr import K, average, countdown, fit_law, smooth, summarize, train
 from common import (
     COLORS,
     base_parser,
-    command_line,
     format_spread,
     plotting,
     print_table,
-    versions,
     write_ledger,
 )
 from torch import nn
@@ -217,10 +215,12 @@ def main() -> None:
         experiment="Countdown-like arithmetic, warm-started "
         + ("2-layer decoder (d=64)" if args.model is None else f"model {args.model.name}")
         + "; all methods from the same weights, prompts and seeds, one shared setting.",
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions("lightning", *(["transformers"] if args.model else [])),
+        packages=(
+            "lightning",
+            *(["transformers"] if args.model else []),
+        ),
         settings=settings,
         options={name: OPTIONS.get(name, {}) for name in args.recipe},
         laws=laws,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from _arms import curves, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, versions, write_ledger
+from common import base_parser, print_table, write_ledger
 
 from infotorch.losses import Recipe, recipe
 from infotorch.rlvr.tasks.modular_sum import ModularSum
@@ -73,10 +73,8 @@ def main() -> None:
             f"logit -6, {args.steps // 2} steps. Nucleus 0.8, peaks above the 0.8 quantile; the number is the "
             "coefficient; entropy is exact, over all tokens, in nats per token"
         ),
-        command=command_line(),
         seeds=seeds,
         results=summaries,
-        versions=versions(),
         curves=curves(small, ("reward", "entropy")) | curves(large, ("reward", "entropy")),
     )
     titles = {"entropy": "entropy, nats per token", "reward": "reward"}

@@ -15,7 +15,7 @@ from typing import Any
 
 from _arms import curves, plot_curves, run_arms, table_row
 from _envs import GRUPolicy, ToolChain, run_agent
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spreads, write_ledger
 
 from infotorch.losses import Recipe, recipe
 from infotorch.rlvr import TrainingHistory
@@ -92,26 +92,20 @@ def main() -> None:
     results = {}
     for name, histories in found.items():
         rows = [measures(history, args.steps) for history in histories]
-        results[name] = {key: spread([row[key] for row in rows]) for key in KEYS if key in rows[0]}
+        results[name] = spreads(rows, KEYS)
     write_ledger(
         args.out / "spear.json",
         slug="spear",
         claim=CLAIM,
         experiment=EXPERIMENT.format(steps=args.steps),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions(),
         curves=curves(found, ("success", "entropy", "tool_turns")),
     )
     titles = {"success": "success", "entropy": "entropy, nats per action", "tool_turns": "tool calls per dialogue"}
     plot_curves(found, args.out / "spear.png", titles, "Tool chain: the pieces of SPEAR")
-    table = []
-    for name, summary in results.items():
-        known = [key for key in KEYS if key in summary]
-        cells = dict(zip(known, table_row(name, summary, known, {"replayed": 1})[1:], strict=True))
-        table.append([name, *(cells.get(key, "-") for key in KEYS)])
-    print_table(("method", *KEYS), table)
+    digits = {"replayed": 1}
+    print_table(("method", *KEYS), [table_row(n, s, KEYS, digits) for n, s in results.items()])
 
 
 if __name__ == "__main__":

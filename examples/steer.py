@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from _arms import curves, plot_curves, run_arms, summarize, table_row
-from common import base_parser, command_line, print_table, spread, versions, write_ledger
+from common import base_parser, print_table, spread, write_ledger
 
 from infotorch.losses import recipe
 from infotorch.rlvr import TrainingHistory
@@ -69,10 +69,8 @@ def main() -> None:
             "change per step over the first 50, entropy_middle its value then; distinct correct answers among 256 "
             "samples per prompt"
         ),
-        command=command_line(),
         seeds=seeds,
         results=summaries,
-        versions=versions(),
         curves=curves(found, ("reward", "entropy")),
     )
     titles = {"entropy": "entropy, nats per token", "reward": "reward"}

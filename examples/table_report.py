@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from _data import add_data_root
-from common import base_parser, command_line, format_spread, print_table, spread, versions, write_ledger
+from common import base_parser, format_spread, print_table, spread, write_ledger
 from tqdm import tqdm
 
 from infotorch.estimators import Text
@@ -156,10 +156,9 @@ def main() -> None:
             + ("" if args.full else f", {CONTROL_ROWS:,} rows at most")
             + f". Peak memory of the whole run, torch included: {peak:.0f} MB"
         ),
-        command=command_line(),
         seeds=seeds,
         results={"runs": runs, **{f"{name}: the strongest pairs": rows for name, rows in top.items()}},
-        versions=versions("scipy"),
+        packages=("scipy",),
     )
     assert picture is not None
     (args.out / "report.png").write_bytes(picture)

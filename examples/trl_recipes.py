@@ -20,7 +20,7 @@ from typing import Any
 
 import _tiny_lm as tiny
 import torch
-from common import base_parser, command_line, format_spread, plotting, print_table, versions, write_ledger
+from common import base_parser, format_spread, plotting, print_table, write_ledger
 from datasets import Dataset
 from tqdm import tqdm, trange
 from transformers import PrinterCallback
@@ -174,10 +174,12 @@ def main() -> None:
             f"word problems, {WARMUP} supervised steps, then {steps} optimizer steps of TRL's trainer: 16 prompts x 8 "
             f"completions, 2 iterations, Adam {LR:g}, from the same weights and seeds"
         ),
-        command=command_line(),
         seeds=seeds,
         results=results,
-        versions=versions("trl", "transformers"),
+        packages=(
+            "trl",
+            "transformers",
+        ),
         options=OPTIONS,
         largest_gap_to_trl_loss=gap,
         curves={name: {key: runs[name][0][key] for key in ("losses", "reward", "entropy")} for name in names},

@@ -14,7 +14,7 @@ from infotorch.estimators._permuted import one_by_one
 from infotorch.estimators._spread import check_confidence, half_sample_error, interval_of
 from infotorch.estimators.base import Estimate, Estimator, PairEstimator, generator_of
 
-Value = Callable[[Tensor, Tensor], float]
+ErrorOf = Callable[..., float | None]
 
 
 class Inference(Estimator):
@@ -25,6 +25,7 @@ class Inference(Estimator):
         null_: Estimates under the permutations; None without.
     """
 
+    clip: bool = False
     confidence: float | None
     resamples: int
     permutations: int
@@ -41,6 +42,20 @@ class Inference(Estimator):
     def _stream(self, purpose: str) -> torch.Generator:
         return generator_of(self.random_state, purpose)
 
+    def _resampling_error(
+        self, value: Callable[..., float], *variables: Tensor, error_of: ErrorOf = half_sample_error, **options: Any
+    ) -> float | None:
+        """Standard error of ``value`` of the variables, from the same rows of each; None where none is wanted."""
+        if self.confidence is None:
+            return None
+
+        def value_of(rows: Tensor) -> float:
+            rows = rows.to(variables[0].device)
+            return value(*(x[rows] for x in variables))
+
+        draws = self._stream("resamples")
+        return error_of(value_of, len(variables[0]), resamples=self.resamples, generator=draws, **options)
+
     def _result(
         self,
         value: float,
@@ -48,16 +63,15 @@ class Inference(Estimator):
         test: PermutationTest | None,
         *,
         freedom: float = torch.inf,
-        bounds: tuple[float, float] = (-torch.inf, torch.inf),
         **extra: Any,
     ) -> Estimate:
-        """Put together what ``fit`` stores; the value and its interval are clipped to ``bounds``."""
-        interval = None
+        """Put together what ``fit`` stores; with ``clip`` the value and its interval are at least 0."""
+        interval, least = None, 0.0 if self.clip else -torch.inf
         if error is not None and self.confidence is not None:
             low, high = interval_of(value, error, self.confidence, freedom)
-            interval = _clip(low, bounds), _clip(high, bounds)
+            interval = max(low, least), max(high, least)
         found = {"p_value": None, "null": None} if test is None else {"p_value": test.p_value, "null": test.null}
-        return Estimate(_clip(value, bounds), error, interval, found | extra)
+        return Estimate(max(value, least), error, interval, found | extra)
 
     def _nothing(self, **extra: Any) -> Estimate:
         """A variable without a column that varies: 0, and no doubt about it."""
@@ -68,8 +82,6 @@ class Inference(Estimator):
 class ResampledPair(Inference, PairEstimator):
     """Two variables, an estimate that any subset of the points allows: half-samples and permutations of y."""
 
-    clip: bool
-
     def _value(self, x: Tensor, y: Tensor) -> float:
         """The estimate, without checks that were done before."""
         raise NotImplementedError
@@ -78,30 +90,9 @@ class ResampledPair(Inference, PairEstimator):
         """The estimate under every order of y, the first of which is the data's own."""
         return one_by_one(self._value, x, y, orders)
 
-    def _of_rows(self, x: Tensor, y: Tensor, value: Value | None = None) -> Callable[[Tensor], float]:
-        """The estimate from the points of the given numbers."""
-        estimate = value or self._value
-
-        def value_of(rows: Tensor) -> float:
-            rows = rows.to(x.device)
-            return estimate(x[rows], y[rows])
-
-        return value_of
-
-    def _half_sample_error(self, x: Tensor, y: Tensor, least: int, value: Value | None = None) -> float | None:
-        if self.confidence is None:
-            return None
-        value_of, draws = self._of_rows(x, y, value), self._stream("resamples")
-        return half_sample_error(value_of, len(x), resamples=self.resamples, generator=draws, least=least)
-
     def _infer(self, x: Tensor, y: Tensor, value: float, error: float | None, **extra: Any) -> Estimate:
         test = None
         if self.permutations:
             orders = permutation_orders(len(x), self.permutations, self._stream("permutations"), x.device)
             test = PermutationTest.of(self._null(x, y, orders))
-        bounds = (0.0, torch.inf) if self.clip else (-torch.inf, torch.inf)
-        return self._result(value, error, test, freedom=self.resamples - 1, bounds=bounds, **extra)
-
-
-def _clip(value: float, bounds: tuple[float, float]) -> float:
-    return min(max(value, bounds[0]), bounds[1])
+        return self._result(value, error, test, freedom=self.resamples - 1, **extra)

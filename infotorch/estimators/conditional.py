@@ -12,7 +12,6 @@ from infotorch.core.differential import jitter, ksg_cmi, ksg_mi
 from infotorch.core.neighbors import knn
 from infotorch.estimators._inference import Inference
 from infotorch.estimators._reference import normal_reference
-from infotorch.estimators._spread import half_sample_error
 from infotorch.estimators._variables import Standardize, as_numbers, warn_of_shared_columns
 from infotorch.estimators.base import Estimate, paired_samples, recorded, warn
 
@@ -118,20 +117,7 @@ class ConditionalMI(Inference):
             return self._nothing(local=x.new_zeros(len(x)), reference_bias=None)
         warn_of_shared_columns(x, y)
         terms = self._terms(x, y, z)
-        error = None
-        if self.confidence is not None:
-
-            def value_of(rows: Tensor) -> float:
-                rows = rows.to(x.device)
-                return self._value(x[rows], y[rows], z[rows])
-
-            error = half_sample_error(
-                value_of,
-                len(x),
-                resamples=self.resamples,
-                generator=self._stream("resamples"),
-                least=self.k + 1,
-            )
+        error = self._resampling_error(self._value, x, y, z, least=self.k + 1)
         test = None
         if self.permutations:
             orders = near_orders(z, self.permutations, self.shuffle_neighbors, self._stream("permutations"))
@@ -139,16 +125,8 @@ class ConditionalMI(Inference):
                 null = [self._value(x, y[order], z) for order in orders]
             test = PermutationTest.of(torch.tensor([float(terms.mean()), *null], dtype=torch.float64))
         bias = self._reference_bias(x, y, z) if self.check_bias else None
-        bounds = (0.0, torch.inf) if self.clip else (-torch.inf, torch.inf)
-        return self._result(
-            float(terms.mean()),
-            error,
-            test,
-            freedom=self.resamples - 1,
-            bounds=bounds,
-            local=terms,
-            reference_bias=bias,
-        )
+        value, freedom = float(terms.mean()), self.resamples - 1
+        return self._result(value, error, test, freedom=freedom, local=terms, reference_bias=bias)
 
     def _reference_bias(self, x: Tensor, y: Tensor, z: Tensor) -> float:
         with recorded():

@@ -28,7 +28,6 @@ from infotorch.estimators.base import Estimate
 class _Dependence(ResampledPair):
     """Numbers or categories on either side."""
 
-    clip = False
     standardize: bool
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
@@ -109,7 +108,7 @@ class DistanceCorrelation(_Dependence):
         if 0 in x.shape or 0 in y.shape:
             return self._nothing()
         test = self._test(x, y, measure="distance_covariance", exponent=self.exponent)
-        error = self._half_sample_error(x, y, 4)
+        error = self._resampling_error(self._value, x, y, least=4)
         return self._result(self._value(x, y), error, test, freedom=self.resamples - 1)
 
 
@@ -186,5 +185,5 @@ class HSIC(_Dependence):
             return float(measure(a, b, sigma=sigma))
 
         test = self._test(x, y, measure="hsic", sigma=sigma)
-        error = self._half_sample_error(x, y, 4, value)
+        error = self._resampling_error(value, x, y, least=4)
         return self._result(value(x, y), error, test, freedom=self.resamples - 1)

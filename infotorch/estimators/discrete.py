@@ -138,8 +138,7 @@ class DiscreteMI(_Counted, PairEstimator):
             test = PermutationTest.of(
                 information_statistics(x, y, self.permutations, self._stream("permutations"), entropy).cpu()
             )
-        bounds = (0.0, math.inf) if self.clip else (-math.inf, math.inf)
-        return self._result(value, error, test, bounds=bounds, n_cells=n_cells)
+        return self._result(value, error, test, n_cells=n_cells)
 
 
 class DiscreteEntropy(_Counted, SampleEstimator):

@@ -12,7 +12,6 @@ from infotorch.core.differential import kl_entropy
 from infotorch.core.gaussian import gaussian_entropy, normal_scores
 from infotorch.estimators._inference import Inference
 from infotorch.estimators._samples import Sample
-from infotorch.estimators._spread import half_sample_error
 from infotorch.estimators._variables import as_numbers
 from infotorch.estimators.base import Estimate, SampleEstimator, recorded, warn
 
@@ -100,15 +99,7 @@ class KLEntropy(Inference, SampleEstimator):
             raise ValueError(f"{why} (drop what is redundant, raise k, add noise, or use DiscreteEntropy)")
         for w in caught:
             warn(str(w.message))
-        error = None
-        if self.confidence is not None:
-            error = half_sample_error(
-                lambda rows: float(self._terms(x[rows.to(x.device)]).mean()),
-                len(x),
-                resamples=self.resamples,
-                generator=self._stream("resamples"),
-                least=self.k + 1,
-            )
+        error = self._resampling_error(lambda z: float(self._terms(z).mean()), x, least=self.k + 1)
         bias = self._reference_bias(x) if self.check_bias else None
         return self._result(value, error, None, freedom=self.resamples - 1, local=terms, reference_bias=bias)
 

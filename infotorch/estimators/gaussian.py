@@ -102,9 +102,7 @@ class GaussianMI(ResampledPair):
         if self.confidence is None:
             return None
         if self.errors == "bootstrap":
-            return bootstrap_error(
-                self._of_rows(x, y), len(x), resamples=self.resamples, generator=self._stream("resamples")
-            )
+            return self._resampling_error(self._value, x, y, error_of=bootstrap_error)
         n, cells = len(x), x.shape[1] * y.shape[1]
         signal = max(0.0, float(correlations.square().sum()) - cells / n)
         return math.sqrt((signal + cells / (2 * n)) / n)

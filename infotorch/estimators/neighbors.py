@@ -125,7 +125,7 @@ class KSG(ResampledPair):
         warn_of_shared_columns(x, y)
         terms = self._terms(x, y)
         bias = self._reference_bias(x, y) if self.check_bias else None
-        error = self._half_sample_error(x, y, self.k + 1)
+        error = self._resampling_error(self._value, x, y, least=self.k + 1)
         return self._infer(x, y, float(terms.mean()), error, local=terms, reference_bias=bias)
 
     def _reference_bias(self, x: Tensor, y: Tensor) -> float:
@@ -207,7 +207,7 @@ class MixedKSG(KSG):
             warn_of_shared_columns(x, y)
         terms = self._terms(x, y)
         bias = self._reference_bias(x, y) if continuous and self.check_bias else None
-        error = self._half_sample_error(x, y, self.k + 1)
+        error = self._resampling_error(self._value, x, y, least=self.k + 1)
         return self._infer(x, y, float(terms.mean()), error, local=terms, reference_bias=bias)
 
 
@@ -298,5 +298,5 @@ class RossMI(ResampledPair):
             warn(
                 f"y: {small} of {len(counts)} categories have no more than k={self.k} points; fewer neighbors are used"
             )
-        error = self._half_sample_error(x, y, 2 * self.k + 2)
+        error = self._resampling_error(self._value, x, y, least=2 * self.k + 2)
         return self._infer(x, y, float(terms.nanmean()), error, local=terms)

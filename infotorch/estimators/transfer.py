@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from infotorch.core.dependence import PermutationTest
@@ -53,6 +52,7 @@ class TransferEntropy(Inference):
 
     Reference: T. Schreiber, "Measuring information transfer", 2000, arXiv:nlin/0001042.
 
+    >>> import torch
     >>> x = torch.randn(500, generator=torch.Generator().manual_seed(0))
     >>> y = 0.8 * x.roll(1) + 0.6 * torch.randn(500, generator=torch.Generator().manual_seed(1))
     >>> found = TransferEntropy(permutations=99).fit(x, y)
@@ -133,15 +133,7 @@ class TransferEntropy(Inference):
         histories = {"source_history": self.source_history, "dest_history": self.dest_history, "lag": self.lag}
         parts = lagged(source, dest, **histories)
         value = self._value(*parts)
-        error = None
-        if self.confidence is not None:
-
-            def value_of(rows: Tensor) -> float:
-                rows = rows.to(source.device)
-                return self._value(*(part[rows] for part in parts))
-
-            draws = self._stream("resamples")
-            error = stretch_error(value_of, len(parts[0]), resamples=self.resamples, generator=draws, least=self.k + 1)
+        error = self._resampling_error(self._value, *parts, least=self.k + 1, error_of=stretch_error)
         test = None
         if self.permutations:
             options: dict[str, Any] = {"k": self.k} if dest.is_floating_point() else {"estimator": self.estimator}
@@ -149,8 +141,7 @@ class TransferEntropy(Inference):
             with recorded():
                 found = transfer_entropy_test(source, dest, **histories, **options)
             test = PermutationTest(found.value, found.p_value, found.surrogates)
-        bounds = (0.0, torch.inf) if self.clip else (-torch.inf, torch.inf)
-        return self._result(value, error, test, freedom=STRETCHES - 1, bounds=bounds)
+        return self._result(value, error, test, freedom=STRETCHES - 1)
 
     def _value(self, present: Tensor, source: Tensor, own: Tensor) -> float:
         if present.is_floating_point():

@@ -79,6 +79,7 @@ from infotorch.losses.entropy_bonus import (
     entropy_bonus,
 )
 from infotorch.losses.entropy_history import EntropyHistory
+from infotorch.losses.entropy_modulation import ModulationState, adaptive_temperature, entropy_modulation
 from infotorch.losses.entropy_regularizer import EntropyRegularizer, entropy_regularizer, peak_mask
 from infotorch.losses.entropy_target import EntropyTargetController, target_temperature
 from infotorch.losses.epo import (
@@ -103,10 +104,7 @@ from infotorch.losses.forking_tokens import ForkingTokens, forking_mask, forking
 from infotorch.losses.hapo import (
     HAPO,
     HAPOAdvantage,
-    ModulationState,
     adaptive_clip_widths,
-    adaptive_temperature,
-    entropy_modulation,
     hapo,
     hapo_advantage,
     redistribute_advantages,

@@ -11,6 +11,11 @@ from infotorch.core._checks import check_choice
 SCOPES = ("local", "global")
 
 
+def summed(x: Tensor, scope: str) -> Tensor:
+    """Sums ``x`` of this batch, or added up over all ranks (``"global"``); without gradient there."""
+    return distributed.all_reduce_sum(x) if scope == "global" else x
+
+
 class Pool:
     """The tokens among which a choice is made: this batch's, or those of all ranks in rank order.
 

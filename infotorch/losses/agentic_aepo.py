@@ -25,9 +25,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from infotorch.core import distributed
 from infotorch.core._checks import check_bool_mask, check_choice, check_range
 from infotorch.core.reduce import masked_mean, zero_outside
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
 from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
 from infotorch.losses.registry import Part, register
@@ -51,19 +51,13 @@ def entropy_zscore(entropy: Tensor, mask: Tensor, *, scope: str = "local") -> Te
     >>> entropy_zscore(torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([[True, True, True, False]]))
     tensor([[-1.,  0.,  1.,  0.]])
     """
-    check_choice("scope", scope, ("local", "global"))
+    check_choice("scope", scope, SCOPES)
     check_bool_mask("mask", mask, entropy.shape)
     # In float64, so that the sums over ranks give what one process gets.
     h = zero_outside(entropy.detach().double(), mask)
-
-    def over_all(*sums: Tensor) -> Tensor:
-        stacked = torch.stack([x.double() for x in sums])
-        return distributed.all_reduce_sum(stacked) if scope == "global" else stacked
-
-    total, count = over_all(h.sum(), mask.sum())
+    total, count = summed(torch.stack((h.sum(), mask.sum().double())), scope)
     centered = zero_outside(h - total / count.clamp(min=1), mask)
-    (squares,) = over_all(centered.square().sum())
-    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    std = (summed(centered.square().sum(), scope) / (count - 1).clamp(min=1)).sqrt()
     return torch.where(std > 0, centered / std.where(std > 0, 1.0), 0.0).to(widen(entropy).dtype)
 
 

@@ -205,7 +205,7 @@ class ArbitraryEntropy(Part, name="arbitrary_entropy"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.chosen: dict[str, Any] = {**self.info.options, **options}
+        self.chosen = self.settings
         chosen = self.chosen
         self.controller = EntropyTargetController(
             chosen["target"],

@@ -44,7 +44,7 @@ from infotorch.losses.ares_windows import (
     trigger_threshold,
     window_threshold,
 )
-from infotorch.losses.batch import ON_POLICY, TokenBatch
+from infotorch.losses.batch import TokenBatch
 from infotorch.losses.registry import Part, register, register_recipe
 
 VARIANTS = ("paper", "code")
@@ -297,7 +297,7 @@ class Ares(Part, name="ares"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.chosen: dict[str, Any] = {**self.info.options, **options}
+        self.chosen = self.settings
         none = torch.full((3,), torch.inf, dtype=torch.float64)
         fixed = self.chosen["targets"]
         self.register_buffer("targets", none if fixed is None else torch.as_tensor(fixed, dtype=torch.float64).clone())
@@ -316,14 +316,10 @@ class Ares(Part, name="ares"):
 
     def rearrange(self, batch: TokenBatch) -> TokenBatch:
         """Keep difficulty and windows of the rows sampled for this step."""
-        if self._found is None:
+        found = self._found
+        if found is None:
             return batch
-        level, high = self._found.level, self._found.high
-        if batch.source is not None:
-            rows = (batch.source == ON_POLICY).nonzero().squeeze(1)
-            level = level.new_zeros(len(batch.mask)).index_copy(0, rows, level)
-            high = torch.zeros_like(batch.mask).index_copy(0, rows, high)
-        kept = {"ares_difficulty": level, "ares_high_entropy": high}
+        kept = batch.of_sampled(lambda _: {"ares_difficulty": found.level, "ares_high_entropy": found.high})
         return batch.replace(extras={**batch.extras, **kept})
 
     def observe(self, batch: TokenBatch) -> None:

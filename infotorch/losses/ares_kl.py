@@ -23,6 +23,7 @@ from infotorch.losses.ppo import AggregationLike, aggregate_loss
 from infotorch.losses.registry import Part, register
 
 DIFFICULTIES = ("easy", "medium", "hard")
+_KEPT = ("ares_difficulty", "ares_high_entropy")
 
 
 def difficulty(correct: Tensor, group: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ def _kept(
     batch: TokenBatch, window: int, quantile: float, tau_over: str, correct_above: float, scope: str
 ) -> tuple[Tensor, Tensor]:
     """Difficulty of every row and tokens in windows of high entropy: as kept, or formed from this batch."""
-    level, high = batch.extras.get("ares_difficulty"), batch.extras.get("ares_high_entropy")
+    level, high = (batch.extras.get(name) for name in _KEPT)
     if level is None:
         assert batch.rewards is not None
         assert batch.group is not None
@@ -200,7 +201,7 @@ class AresKL(Part, name="ares_kl"):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
-        chosen = {**self.info.options, **options}
+        chosen = self.settings
         self.controller = KLController(
             initial=chosen["betas"], target=chosen["target"], lr=chosen["lr"], interval=chosen["interval"]
         )
@@ -208,14 +209,13 @@ class AresKL(Part, name="ares_kl"):
 
     def _formed(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         names = ("window", "quantile", "tau_over", "correct_above", "scope")
-        chosen = {**self.info.options, **self.options}
+        chosen = self.settings
         return _kept(batch, *(chosen[name] for name in names))
 
     def rearrange(self, batch: TokenBatch) -> TokenBatch:
         """Keep difficulties and windows, since mini-batches hold incomplete groups."""
         batch.require("ares_kl", "rewards", "group", "sampling_entropy")
-        level, high = self._formed(batch.only(0))
-        kept = {"ares_difficulty": level, "ares_high_entropy": high}
+        kept = batch.of_sampled(lambda own: dict(zip(_KEPT, self._formed(own), strict=True)))
         return batch.replace(extras={**batch.extras, **kept})
 
     def forward(self, batch: TokenBatch) -> LossOutput:

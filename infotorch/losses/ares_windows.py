@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from infotorch.core import distributed
 from infotorch.core._checks import check_bool_mask, check_choice, check_range
 from infotorch.core.reduce import masked_mean, masked_quantile, masked_sum, zero_outside
-from infotorch.losses._select import SCOPES
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.batch import widen
 
 TAU_OVER = ("tokens", "windows")
@@ -101,9 +100,7 @@ def window_threshold(
         values, mask = window_entropy(values, mask, window)
     rows = mask.any(1)
     own = masked_quantile(values, mask, quantile, dim=1)
-    total = torch.stack((masked_sum(own, rows), rows.sum().to(own.dtype)))
-    if scope == "global":
-        total = distributed.all_reduce_sum(total)
+    total = summed(torch.stack((masked_sum(own, rows), rows.sum().to(own.dtype))), scope)
     return torch.where(total[1] > 0, total[0] / total[1].clamp(min=1), torch.inf)
 
 

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.categorical import log_softmax
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
 from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
 from infotorch.losses.registry import Part, register, register_recipe
@@ -132,7 +132,7 @@ def bapo_bounds(
     """
     check_choice("variant", variant, ("paper", "verl"))
     check_choice("contribution", contribution, ("surrogate", "active"))
-    check_choice("scope", scope, ("local", "global"))
+    check_choice("scope", scope, SCOPES)
     check_range("target", target, 0.0, 1.0)
     check_range("low", low, 0.0, 1.0)
     check_range("low_max", low_max, low, 1.0)
@@ -146,9 +146,7 @@ def bapo_bounds(
     r = torch.where(mask, ratio.detach().double(), 1.0)
     a = torch.where(mask, advantages.detach().double(), 0.0)
     lows, highs, path = _path(variant, (low, low_max, low_step), (high, high_max, high_step), r.device)
-    sums = _histograms(r, a, lows, highs, negative_cap, dual_clip)
-    if scope == "global":
-        sums = distributed.all_reduce_sum(sums)
+    sums = summed(_histograms(r, a, lows, highs, negative_cap, dual_clip), scope)
     at_high, at_low = sums[:, : len(highs) + 1], sums[:, len(highs) + 1 :]
     # Tokens with r <= c_high, and those with r >= c_low, for every c of the grids.
     below, above = at_high.cumsum(1)[:, :-1], (at_low.sum(1, keepdim=True) - at_low.cumsum(1)[:, :-1]).clamp(min=0)
@@ -339,7 +337,7 @@ class BAPO(Part, name="bapo"):
         """Choose the step's bounds."""
         batch.require("bapo", "advantages")
         assert batch.advantages is not None
-        settings = {**self.info.options, **self.options}
+        settings = self.settings
         ratio = bounded(batch.log_ratio, settings["log_ratio_bound"]).exp()
         rest = ("bounds_per", "log_ratio_bound", "aggregation")
         options = {name: value for name, value in settings.items() if name not in rest}
@@ -350,7 +348,7 @@ class BAPO(Part, name="bapo"):
         if self._bounds is None:
             return super().forward(batch)
         batch.require("bapo", "advantages")
-        settings = {**self.info.options, **self.options}
+        settings = self.settings
         return _within(batch, self._bounds, settings["dual_clip"], settings["log_ratio_bound"], settings["aggregation"])
 
     def after_step(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -220,6 +220,20 @@ class TokenBatch:
             if (value := getattr(self, name)) is not None
         }
         return self.replace(**taken, extras={name: value[rows] for name, value in self.extras.items()})
+
+    def of_sampled(self, form: Callable[[TokenBatch], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``form`` makes of the rows sampled for this step, by name; 0 in the rows of other sources.
+
+        >>> batch = TokenBatch(log_probs=torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool),
+        ...                    source=torch.tensor([1, 0]))
+        >>> batch.of_sampled(lambda own: {"length": own.mask.sum(1)})
+        {'length': tensor([0, 2])}
+        """
+        if self.source is None:
+            return dict(form(self))
+        rows = (self.source == ON_POLICY).nonzero().squeeze(1)
+        found = form(self.select(rows))
+        return {n: x.new_zeros(len(self.mask), *x.shape[1:]).index_copy(0, rows, x) for n, x in found.items()}
 
     @staticmethod
     def cat(batches: Sequence[TokenBatch]) -> TokenBatch:

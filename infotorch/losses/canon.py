@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range, check_tensor
 from infotorch.core.reduce import masked_mean
 from infotorch.losses._groups import Groups
-from infotorch.losses._select import SCOPES
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.batch import TokenBatch, widen
 from infotorch.losses.registry import ScheduledPart, register, register_recipe
 
@@ -189,7 +188,7 @@ def inter_share(
         low, high = rewards.min().item(), rewards.max().item()
         raise ValueError(f"rewards: schedule {schedule!r} needs rewards in [0, 1], got {low:g} to {high:g}")
     sums = torch.stack((rewards.sum(), rewards.new_tensor(float(rewards.numel()))))
-    total_reward, count = distributed.all_reduce_sum(sums) if scope == "global" else sums
+    total_reward, count = summed(sums, scope)
     return total_reward / count if schedule == "accuracy" else 1 - total_reward / count
 
 
@@ -321,7 +320,7 @@ class CANON(ScheduledPart, name="canon"):
 
     def rollout_metrics(self) -> dict[str, Tensor]:
         """Share of the inter-group term, where a schedule moves it by the step."""
-        options = {**self.info.options, **self.options}
+        options = self.settings
         if not options["schedule"].startswith("cosine"):
             return {}
         names = ("total", "warmup", "cycles")

@@ -36,9 +36,9 @@ from infotorch.core._checks import check_choice, check_range
 from infotorch.core.discrete import answer_entropy
 from infotorch.core.reduce import masked_mean
 from infotorch.losses._groups import Groups
-from infotorch.losses._select import SCOPES
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.advantages import group_advantages
-from infotorch.losses.batch import ON_POLICY, LossOutput, TokenBatch, widen
+from infotorch.losses.batch import LossOutput, TokenBatch, widen
 from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
 from infotorch.losses.registry import Part, register, register_recipe
 
@@ -97,11 +97,10 @@ def prompt_advantages(
     check_range("eps", eps, 0.0)
     groups = Groups(group)
     value, once = groups.mean(widen(rewards.detach())), groups.first()
-    total = distributed.all_reduce_sum if scope == "global" else (lambda x: x)
     largest = distributed.all_reduce_max if scope == "global" else (lambda x: x)
-    count, mean = total(torch.stack((once.sum().to(value.dtype), (value * once).sum())))
+    count, mean = summed(torch.stack((once.sum().to(value.dtype), (value * once).sum())), scope)
     mean = mean / count.clamp(min=1)
-    std = (total(((value - mean).square() * once).sum()) / (count - 1).clamp(min=1)).sqrt()
+    std = (summed(((value - mean).square() * once).sum(), scope) / (count - 1).clamp(min=1)).sqrt()
     high, low = largest(torch.stack((value.max(), -value.min())))
     centered = (value - mean) / (std + eps) if normalize else value - mean
     return torch.where(high == -low, 0.0, centered)
@@ -387,13 +386,9 @@ class COPO(Part, name="copo"):
     def rearrange(self, batch: TokenBatch) -> TokenBatch:
         """Keep prompt advantages, weights and answer entropies of the rows sampled for this step in ``extras``."""
         names = ("mode", "slope", "midpoint", "discount", "missing", "normalize", "eps", "scope")
-        options = {name: {**self.info.options, **self.options}[name] for name in names}
-        if batch.source is None:
-            found = _statistics(batch, **options)
-        else:
-            rows = (batch.source == ON_POLICY).nonzero().squeeze(1)
-            own = _statistics(batch.select(rows), **options)
-            found = {name: x.new_zeros(len(batch.mask)).index_copy(0, rows, x) for name, x in own.items()}
+        settings = self.settings
+        options = {name: settings[name] for name in names}
+        found = batch.of_sampled(lambda own: _statistics(own, **options))
         return batch.replace(extras={**batch.extras, **found})
 
 

@@ -26,11 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.categorical import log_softmax
 from infotorch.core.reduce import masked_mean
-from infotorch.losses._select import Pool, fraction, lowest
+from infotorch.losses._select import SCOPES, Pool, fraction, lowest, summed
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
 from infotorch.losses.ppo import AggregationLike, bounded, check_clip, reduce_loss
 from infotorch.losses.registry import Part, register
@@ -56,14 +55,13 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local", detach: bool = 
     tensor([[1., 1.]])
     """
     batch.require("token_covariance", "advantages")
-    check_choice("scope", scope, ("local", "global"))
+    check_choice("scope", scope, SCOPES)
     assert batch.advantages is not None
     current, advantages = batch.log_probs, batch.advantages.detach()
     log_probs = current.detach()
     valid = batch.mask & log_probs.isfinite() & advantages.isfinite()
-    sums = torch.stack([torch.where(valid, x, 0.0).sum().to(log_probs.dtype) for x in (log_probs, advantages, valid)])
-    if scope == "global":
-        sums = distributed.all_reduce_sum(sums)
+    parts = [torch.where(valid, x, 0.0).sum().to(log_probs.dtype) for x in (log_probs, advantages, valid)]
+    sums = summed(torch.stack(parts), scope)
     mean_log_prob, mean_advantage = sums[:2] / sums[2].clamp(min=1)
     centered = (log_probs if detach else current) - mean_log_prob
     return torch.where(valid, (advantages - mean_advantage) * centered, 0.0)

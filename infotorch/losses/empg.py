@@ -30,7 +30,7 @@ from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.categorical import log_softmax
 from infotorch.core.reduce import masked_quantile, segment_ids, segment_mean, segment_spread
-from infotorch.losses._select import SCOPES
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses._turns import turns_of
 from infotorch.losses.advantages import group_advantages, group_index
 from infotorch.losses.batch import TokenBatch
@@ -119,7 +119,7 @@ def empg_steps(
 
     def mean(x: Tensor, over: Tensor) -> Tensor:
         sums = torch.stack((torch.where(over, x, 0.0).sum(), over.sum().to(x.dtype)))
-        total, count = distributed.all_reduce_sum(sums) if shared else sums
+        total, count = summed(sums, scope)
         return total / count.clamp(min=1)
 
     turns = turns_of(batch)
@@ -256,10 +256,7 @@ class EMPG(Part, name="empg"):
 
     def observe(self, batch: TokenBatch) -> None:
         """Look for a batch of a single step."""
-        count = turns_of(batch).used.sum()
-        if self.options.get("scope") == "global":
-            count = distributed.all_reduce_sum(count)
-        if self.options.get("center", True) and int(count) == 1:
+        if self.settings["center"] and int(summed(turns_of(batch).used.sum(), self.settings["scope"])) == 1:
             warnings.warn(
                 "empg: the batch is a single step, whose centered advantage is 0; use larger batches or center=False",
                 stacklevel=2,

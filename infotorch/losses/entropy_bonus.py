@@ -105,7 +105,7 @@ class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        defaults = {**self.info.options, **options}
+        defaults = self.settings
         self.target, self.delta = defaults["target"], defaults["delta"]
         self.low, self.high = defaults["low"], defaults["high"]
         self.aggregation = defaults["aggregation"]

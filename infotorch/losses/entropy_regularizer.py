@@ -198,7 +198,7 @@ class EntropyRegularizer(Part, name="entropy_regularizer"):
         super().__init__(**options)
         # SIREN has no choice of these three.
         fixed = {"mode": "mse", "kind": "top_p", "mask": "peak"}
-        self.chosen: dict[str, Any] = {**fixed, **self.info.options, **options}
+        self.chosen: dict[str, Any] = {**fixed, **self.settings}
         _check_options(self.chosen)
         self.mode: str = self.chosen["mode"]
         given = self.chosen["target"]

@@ -35,7 +35,8 @@ from torch import Tensor
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import masked_mean, segment_mean, segment_spread
-from infotorch.losses._select import SCOPES
+from infotorch.losses._schedule import as_steps
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses._turns import Turns, turns_of
 from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.entropy_history import EntropyHistory
@@ -72,8 +73,7 @@ def phase_weight(
     check_choice("schedule", schedule, ("paper", "code", "none"))
     check_range("total_steps", total_steps, 1)
     check_range("gamma", gamma, 0.0)
-    k = torch.as_tensor(step)
-    k = k if k.is_floating_point() else k.to(torch.get_default_dtype())
+    k = as_steps(step)
     half = total_steps // 2
     if schedule == "none":
         return torch.ones_like(k)
@@ -256,9 +256,7 @@ def _reached(batch: TokenBatch, min_turn: int, scope: str) -> Tensor:
 def _trajectory_mean(batch: TokenBatch, per_token: Tensor, turns: Turns, scope: str) -> Tensor:
     """Mean over tokens of a turn, turns of a trajectory, trajectories."""
     total = segment_mean(segment_mean(per_token, turns.segment), turns.owner).sum()
-    counts = torch.stack((turns.trajectories, batch.mask.any(1).sum()))
-    if scope == "global":
-        counts = distributed.all_reduce_sum(counts)
+    counts = summed(torch.stack((turns.trajectories, batch.mask.any(1).sum())), scope)
     mean = total / counts[0].clamp(min=1)
     if batch.num_sequences is not None:
         # This batch's share of the optimizer step, whose trajectories it cannot count.
@@ -275,7 +273,7 @@ class EPO(ScheduledPart, name="epo"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        defaults = {**self.info.options, **options}
+        defaults = self.settings
         self.include_current, self.min_ref = defaults["include_current"], defaults["min_ref"]
         self.history = EntropyHistory(per_turn=defaults["per_turn"])
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import masked_mean, masked_share
-from infotorch.losses._select import Pool, lowest
+from infotorch.losses._select import Pool, lowest, summed
 from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.cov_entropy import token_covariance
 from infotorch.losses.ppo import AggregationLike, aggregate_loss, reduce_loss
@@ -144,7 +144,7 @@ def tea(
     per_token = weights * batch.entropy
     total = torch.stack((weights.sum(), batch.mask.sum().to(weights.dtype)))
     if normalize == "weighted_mean":
-        mass, tokens = distributed.all_reduce_sum(total) if scope == "global" else total
+        mass, tokens = summed(total, scope)
         per_token = per_token * (tokens / mass.clamp(min=torch.finfo(mass.dtype).tiny))
     metrics = {
         "tea_weight": masked_mean(weights, batch.mask),

@@ -157,7 +157,7 @@ class PEAR(Part, name="pear"):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Rewards; the scalars are kept for the logs."""
-        options = {**self.info.options, **self.options}
+        options = self.settings
         rewards = pear_reward(batch, **self.options)
         assert batch.rewards is not None
         assert batch.tokens is not None

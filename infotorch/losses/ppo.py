@@ -81,6 +81,17 @@ def _between(x: Tensor, low: Any, high: Any) -> Tensor:
     return x.clamp(low, high)
 
 
+def outside_clip(
+    ratio: Tensor, advantages: Tensor, clip_low: float | Tensor, clip_high: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Boolean: updates that the clip silences, those of negative advantage below it and of positive one above it.
+
+    >>> outside_clip(torch.tensor([0.5, 0.5, 1.5]), torch.tensor([-1.0, 1.0, 1.0]), 0.2, 0.2)
+    (tensor([ True, False, False]), tensor([False, False,  True]))
+    """
+    return (ratio < 1 - clip_low) & (advantages < 0), (ratio > 1 + clip_high) & (advantages > 0)
+
+
 def clipped_surrogate(
     log_ratio: Tensor,
     batch: TokenBatch,
@@ -110,7 +121,8 @@ def clipped_surrogate(
         lower = loss > ceiling
         loss = torch.minimum(loss, ceiling)
     seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
-    outside = ((seen < low) & negative) | ((seen > high) & (advantages > 0))
+    below, above = outside_clip(seen, advantages, clip_low, clip_high)
+    outside = below | above
     by_row = ratio.shape[1] == 1  # one ratio a row: count rows, empty ones too
     region = outside.any(1).to(loss.dtype).mean() if by_row else masked_share(outside, batch.mask, loss.dtype)
     return loss, {

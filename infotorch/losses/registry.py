@@ -207,6 +207,11 @@ class Part(nn.Module):
                 )
         self.options = options
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options of the function: those that were set, and the defaults of the others."""
+        return {**self.info.options, **self.options}
+
     def forward(self, batch: TokenBatch) -> Any:
         """Apply the function with this part's options."""
         return self.info.function(batch, **self.options)

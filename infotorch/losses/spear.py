@@ -23,7 +23,6 @@ Written from a description of the method, not from its code. Deviations from wha
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from torch import Tensor
 from infotorch.core._checks import check_bool_mask, check_choice, check_range
 from infotorch.core.reduce import masked_mean
 from infotorch.losses._groups import Groups
+from infotorch.losses._schedule import as_steps, cosine_fade
 from infotorch.losses._select import Pool, fraction, lowest
 from infotorch.losses.advantages import group_advantages
 from infotorch.losses.batch import REPLAY, LossOutput, Replay, TokenBatch
@@ -165,11 +165,10 @@ def replay_weight(step: float | Tensor, *, coef: float = 1.0, warmup: int = 200)
     """
     check_range("coef", coef, 0.0)
     check_range("warmup", warmup, 0)
-    k = torch.as_tensor(step)
-    k = k if k.is_floating_point() else k.to(torch.get_default_dtype())
+    k = as_steps(step)
     if warmup == 0:
         return torch.full_like(k, coef)
-    return coef * torch.where(k <= warmup, (1 - torch.cos(math.pi * k / warmup)) / 2, 1.0)
+    return coef * (1 - cosine_fade(k, warmup))
 
 
 @register(
@@ -262,7 +261,7 @@ class SelfImitation(ScheduledPart, name="self_imitation"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        defaults = {**self.info.options, **options}
+        defaults = self.settings
         self.combine = check_choice("combine", defaults["combine"], ("sum", "alternate"))
         self.buffer = ReplayBuffer(**(defaults["buffer"] or {}))
         self.coef, self.warmup = defaults["coef"], defaults["warmup"]

@@ -43,7 +43,7 @@ from infotorch.core._checks import check_bool_mask, check_choice, check_range
 from infotorch.core.reduce import masked_mean, masked_quantile, zero_outside
 from infotorch.losses._select import SCOPES, Pool
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
+from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, outside_clip, reduce_loss
 from infotorch.losses.registry import Part, register
 
 METRICS = ("official", "sampled_logit", "exact")
@@ -169,9 +169,11 @@ def _extent(size: Tensor, mask: Tensor, quantile: float, scope: str) -> tuple[Te
 def _silenced(batch: TokenBatch, log_ratio: Tensor, low: float, high: float, dual_clip: float | None) -> Tensor:
     """Tokens whose clipped surrogate sends no gradient."""
     assert batch.advantages is not None
-    ratio, falls = log_ratio.detach().exp(), batch.advantages < 0
-    above = torch.zeros_like(falls) if dual_clip is None else falls & (ratio > dual_clip)
-    return ((ratio > 1 + high) & (batch.advantages > 0)) | ((ratio < 1 - low) & falls) | above
+    ratio = log_ratio.detach().exp()
+    below, above = outside_clip(ratio, batch.advantages, low, high)
+    if dual_clip is not None:
+        above = above | ((batch.advantages < 0) & (ratio > dual_clip))
+    return below | above
 
 
 @register(

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import masked_sum
-from infotorch.losses._select import SCOPES
+from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.advantages import grpo_advantage
 from infotorch.losses.batch import TokenBatch
 from infotorch.losses.entropy_target import SCHEDULES, EntropyTargetController
@@ -136,9 +135,7 @@ def tempered_advantage(
     entropy = batch.sampling_entropy
     filled = batch.mask.any(1)
     numbers = [masked_sum(entropy, batch.mask), batch.mask.sum(), (correct & filled).sum(), filled.sum()]
-    sums = torch.stack([x.to(entropy.dtype) for x in numbers])
-    if scope == "global":
-        sums = distributed.all_reduce_sum(sums)
+    sums = summed(torch.stack([x.to(entropy.dtype) for x in numbers]), scope)
     mean, share = sums[0] / sums[1].clamp(min=1), sums[2] / sums[3].clamp(min=1)
     blended = blend_tempered(
         grpo_advantage(batch, scale=scale, eps=eps, across_ranks=scope == "global"),
@@ -155,7 +152,7 @@ class TemperedAdvantage(Part, name="tempered_advantage"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        chosen = {**self.info.options, **options}
+        chosen = self.settings
         self.controller = EntropyTargetController(
             chosen["target"],
             low=chosen["temperature_low"],

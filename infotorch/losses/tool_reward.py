@@ -12,12 +12,11 @@ Reference:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_choice, check_range
+from infotorch.losses._schedule import as_steps, cosine_fade
 from infotorch.losses.batch import TokenBatch
 from infotorch.losses.registry import ScheduledPart, register
 
@@ -54,11 +53,10 @@ def tool_weight(step: float | Tensor, *, schedule: str = "cosine", decay: int = 
     """
     check_choice("schedule", schedule, SCHEDULES)
     check_range("decay", decay, 1)
-    k = torch.as_tensor(step)
-    k = k if k.is_floating_point() else k.to(torch.get_default_dtype())
+    k = as_steps(step)
     if schedule != "cosine":
         return torch.full_like(k, float(schedule == "constant"))
-    return torch.where(k <= decay, (1 + torch.cos(math.pi * k / decay)) / 2, 0.0)
+    return cosine_fade(k, decay)
 
 
 @register(
