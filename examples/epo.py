@@ -77,6 +77,8 @@ def main() -> None:
     parser = base_parser(__doc__, slug="epo", seeds=3)
     parser.add_argument("--steps", type=int, default=200, help=f"rollout batches per run, at least {WARMUP + 5}")
     args = parser.parse_args()
+    if args.steps < WARMUP + 5:
+        parser.error(f"--steps: expected at least {WARMUP + 5}, got {args.steps}")
     seeds = [args.seed + i for i in range(args.seeds or (10 if args.full else 3))]
     environment, weights = KeyDoor(), []
 

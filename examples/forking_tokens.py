@@ -54,6 +54,8 @@ def main() -> None:
     parser = base_parser(__doc__, slug="forking-tokens", seeds=3)
     parser.add_argument("--steps", type=int, default=150, help="rollout batches per run, at least 31")
     args = parser.parse_args()
+    if args.steps < 31:
+        parser.error(f"--steps: expected at least 31, got {args.steps}")
     seeds = [args.seed + i for i in range(args.seeds or (10 if args.full else 3))]
     found = run_arms(ARMS, seeds, steps=args.steps, task=decision_task)
     summaries = {name: {**summarize(h), **further(h, args.steps)} for name, h in found.items()}

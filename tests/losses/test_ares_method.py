@@ -167,6 +167,17 @@ def test_difficulty_is_that_of_the_answers_not_of_shaped_rewards() -> None:
     assert not prepared.extras["ares_high_entropy"].any()
 
 
+def test_auxiliary_rows_make_no_prompt_harder() -> None:
+    own = batch()
+    further = batch(seed=1, rewards=torch.zeros(12, dtype=torch.float64), source=torch.ones(12, dtype=torch.long))
+    method = recipe("ares_kl", window=2, quantile=0.5)
+    alone = method.prepare(own).extras
+    both = method.prepare(TokenBatch.cat([own, further])).extras
+    for name in ("ares_difficulty", "ares_high_entropy"):
+        assert torch.equal(both[name][:12], alone[name])
+        assert not both[name][12:].any()
+
+
 def test_accumulation_does_not_change_the_controller() -> None:
     rows = batch()
     one, two = AresKL(interval=1), AresKL(interval=1)

@@ -43,6 +43,13 @@ def test_no_steps_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("steps", [1, 9, 10, 11, 20])
+def test_any_number_of_steps_has_a_schedule(steps):
+    task = RunSum(terms=2)
+    losses = warm_start(model(task), task, task.train(4), steps=steps, batch_size=2, progress=False)
+    assert len(losses) == steps
+
+
 def test_errors():
     task = RunSum(terms=2)
     with pytest.raises(ValueError, match="problems: expected at least one"):
