@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from infotorch.estimators.base import Estimate, Estimator, PairEstimator, genera
 ErrorOf = Callable[..., float | None]
 
 
-class Inference(Estimator):
-    """Estimators with an interval and a permutation test.
+class _Tested(Estimator):
+    """What a fit learns, and what not every estimator lets its user choose: no fields of the dataclasses below.
 
     Attributes:
         p_value_: Of the permutation test of independence, ``(1 + #{as large}) / (1 + permutations)``; None without.
@@ -26,13 +27,21 @@ class Inference(Estimator):
     """
 
     clip: bool = False
-    confidence: float | None
-    resamples: int
-    permutations: int
-    random_state: int | None
+    permutations: int = 0
 
     p_value_: float | None
     null_: Any
+    local_: Any
+    reference_bias_: float | None
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class Inference(_Tested):
+    """Estimators with an interval and a permutation test."""
+
+    confidence: float | None = 0.95
+    resamples: int = 50
+    random_state: int | None = 0
 
     def _check_inference(self) -> None:
         check_confidence(self.confidence, self.resamples)
@@ -79,8 +88,11 @@ class Inference(Estimator):
         return self._result(0.0, None if self.confidence is None else 0.0, test, **extra)
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class ResampledPair(Inference, PairEstimator):
     """Two variables, an estimate that any subset of the points allows: half-samples and permutations of y."""
+
+    permutations: int = 0
 
     def _value(self, x: Tensor, y: Tensor) -> float:
         """The estimate, without checks that were done before."""

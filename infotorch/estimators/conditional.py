@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from infotorch.estimators._variables import Standardize, as_numbers, warn_of_sha
 from infotorch.estimators.base import Estimate, paired_samples, recorded, warn
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class ConditionalMI(Inference):
     r"""Frenzel-Pompe mutual information of continuous ``x`` and ``y`` given ``z``.
 
@@ -60,36 +62,14 @@ class ConditionalMI(Inference):
     (True, True)
     """
 
-    mutual_information_: float
-    local_: Any
-    reference_bias_: float | None
-
-    def __init__(
-        self,
-        k: int = 3,
-        *,
-        metric: str = "max",
-        standardize: Standardize = True,
-        noise: float = 0.0,
-        clip: bool = False,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        permutations: int = 0,
-        shuffle_neighbors: int = 5,
-        check_bias: bool = True,
-        random_state: int | None = 0,
-    ) -> None:
-        self.k = k
-        self.metric = metric
-        self.standardize = standardize
-        self.noise = noise
-        self.clip = clip
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.shuffle_neighbors = shuffle_neighbors
-        self.check_bias = check_bias
-        self.random_state = random_state
+    k: int = field(default=3, kw_only=False)
+    metric: str = "max"
+    standardize: Standardize = True
+    noise: float = 0.0
+    clip: bool = False
+    permutations: int = 0
+    shuffle_neighbors: int = 5
+    check_bias: bool = True
 
     def fit(self, x: Any, y: Any, z: Any) -> ConditionalMI:
         """Estimate from samples ``(n, d)`` or ``(n,)`` each."""

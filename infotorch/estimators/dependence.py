@@ -5,6 +5,7 @@ Neither is a mutual information, nor an estimate of one; both are 0 exactly unde
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +43,7 @@ class _Dependence(ResampledPair):
         return independence_test(x, y, permutations=self.permutations, generator=generator, **options)
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class DistanceCorrelation(_Dependence):
     """Distance correlation: from 0 (independence) to 1 (a rigid map), for numbers, vectors and categories.
 
@@ -78,26 +80,9 @@ class DistanceCorrelation(_Dependence):
 
     quantity = "distance_correlation"
 
-    distance_correlation_: float
-
-    def __init__(
-        self,
-        *,
-        unbiased: bool = False,
-        exponent: float = 1.0,
-        standardize: bool = True,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        permutations: int = 0,
-        random_state: int | None = 0,
-    ) -> None:
-        self.unbiased = unbiased
-        self.exponent = exponent
-        self.standardize = standardize
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.random_state = random_state
+    unbiased: bool = False
+    exponent: float = 1.0
+    standardize: bool = True
 
     def _value(self, x: Tensor, y: Tensor) -> float:
         measure = u_distance_correlation_sqr if self.unbiased else distance_correlation
@@ -112,6 +97,7 @@ class DistanceCorrelation(_Dependence):
         return self._result(self._value(x, y), error, test, freedom=self.resamples - 1)
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class HSIC(_Dependence):
     """Hilbert-Schmidt independence criterion with Gaussian kernels, for numbers, vectors and categories.
 
@@ -145,26 +131,9 @@ class HSIC(_Dependence):
 
     quantity = "hsic"
 
-    hsic_: float
-
-    def __init__(
-        self,
-        *,
-        unbiased: bool = True,
-        sigma: Sigma | tuple[Sigma, Sigma] = "median",
-        standardize: bool = True,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        permutations: int = 0,
-        random_state: int | None = 0,
-    ) -> None:
-        self.unbiased = unbiased
-        self.sigma = sigma
-        self.standardize = standardize
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.random_state = random_state
+    unbiased: bool = True
+    sigma: Sigma | tuple[Sigma, Sigma] = "median"
+    standardize: bool = True
 
     def _widths(self, x: Tensor, y: Tensor) -> tuple[Sigma, Sigma]:
         """Those of all points, for half of them not to be measured by others."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class _Counted(Inference):
         return float(value_of(torch.from_numpy(drawn).to(counts.device)).std()) * math.sqrt(scale)
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class DiscreteMI(_Counted, PairEstimator):
     r"""Mutual information :math:`H(X) + H(Y) - H(X, Y)` of discrete variables.
 
@@ -88,26 +90,11 @@ class DiscreteMI(_Counted, PairEstimator):
     0.6931471805599453
     """
 
-    n_cells_: tuple[int, int, int]
-
-    def __init__(
-        self,
-        estimator: str = "grassberger",
-        *,
-        errors: str = "half_samples",
-        clip: bool = False,
-        confidence: float | None = 0.95,
-        resamples: int = 200,
-        permutations: int = 0,
-        random_state: int | None = 0,
-    ) -> None:
-        self.estimator = estimator
-        self.errors = errors
-        self.clip = clip
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.random_state = random_state
+    estimator: str = field(default="grassberger", kw_only=False)
+    errors: str = "half_samples"
+    clip: bool = False
+    resamples: int = 200
+    permutations: int = 0
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         return as_codes(name, sample)
@@ -141,6 +128,7 @@ class DiscreteMI(_Counted, PairEstimator):
         return self._result(value, error, test, n_cells=n_cells)
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class DiscreteEntropy(_Counted, SampleEstimator):
     """Shannon entropy of a discrete variable; several columns make one joint category.
 
@@ -167,26 +155,10 @@ class DiscreteEntropy(_Counted, SampleEstimator):
     0.6931471805599453
     """
 
-    permutations = 0
-
-    n_cells_: int
-
-    def __init__(
-        self,
-        estimator: str = "grassberger",
-        *,
-        alphabet_size: int | None = None,
-        errors: str = "half_samples",
-        confidence: float | None = 0.95,
-        resamples: int = 200,
-        random_state: int | None = 0,
-    ) -> None:
-        self.estimator = estimator
-        self.alphabet_size = alphabet_size
-        self.errors = errors
-        self.confidence = confidence
-        self.resamples = resamples
-        self.random_state = random_state
+    estimator: str = field(default="grassberger", kw_only=False)
+    alphabet_size: int | None = None
+    errors: str = "half_samples"
+    resamples: int = 200
 
     def _prepare(self, sample: Sample) -> Tensor:
         return as_codes("x", sample)

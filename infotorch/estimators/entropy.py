@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from infotorch.estimators.base import Estimate, SampleEstimator, recorded, warn
 _BIAS, _ERRORS, _POINTS = 0.1, 3.0, 2000
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class KLEntropy(Inference, SampleEstimator):
     r"""Kozachenko-Leonenko differential entropy.
 
@@ -53,31 +54,11 @@ class KLEntropy(Inference, SampleEstimator):
     '0.69, truth 0.69'
     """
 
-    permutations = 0
-
-    local_: Any
-    reference_bias_: float | None
-
-    def __init__(
-        self,
-        k: int = 3,
-        *,
-        metric: str = "max",
-        standardize: bool = True,
-        noise: float = 0.0,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        check_bias: bool = True,
-        random_state: int | None = 0,
-    ) -> None:
-        self.k = k
-        self.metric = metric
-        self.standardize = standardize
-        self.noise = noise
-        self.confidence = confidence
-        self.resamples = resamples
-        self.check_bias = check_bias
-        self.random_state = random_state
+    k: int = field(default=3, kw_only=False)
+    metric: str = "max"
+    standardize: bool = True
+    noise: float = 0.0
+    check_bias: bool = True
 
     def _prepare(self, sample: Sample) -> Tensor:
         return as_numbers("x", sample, noise=self.noise, random_state=self.random_state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from infotorch.estimators.base import Estimate
 _BATCH = 1 << 22  # numbers of permuted samples that are held at once
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class GaussianMI(ResampledPair):
     r"""Mutual information as if ``(x, y)`` were jointly normal.
 
@@ -53,26 +55,10 @@ class GaussianMI(ResampledPair):
     '0.43 +- 0.02, truth 0.41'
     """
 
-    canonical_correlations_: Tensor
-
-    def __init__(
-        self,
-        *,
-        corrected: bool = True,
-        errors: str = "bootstrap",
-        clip: bool = False,
-        confidence: float | None = 0.95,
-        resamples: int = 200,
-        permutations: int = 0,
-        random_state: int | None = 0,
-    ) -> None:
-        self.corrected = corrected
-        self.errors = errors
-        self.clip = clip
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.random_state = random_state
+    corrected: bool = True
+    errors: str = "bootstrap"
+    clip: bool = False
+    resamples: int = 200
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         return as_numbers(name, sample)
@@ -117,6 +103,7 @@ class GaussianMI(ResampledPair):
         return self._infer(x, y, self._value(x, y), error, canonical_correlations=correlations)
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class CopulaMI(GaussianMI):
     """Mutual information through a Gaussian copula: :class:`GaussianMI` of the normal scores of every column.
 

@@ -7,8 +7,9 @@ with as many points, columns and the same correlations as yours (``reference_bia
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +23,69 @@ from infotorch.estimators._variables import Standardize, as_codes, as_numbers, w
 from infotorch.estimators.base import Estimate, recorded, warn
 
 
-class KSG(ResampledPair):
+@dataclass(kw_only=True, repr=False, eq=False)
+class _Neighbors(ResampledPair):
+    """Estimates that are the mean of one term a point."""
+
+    k: int = field(default=3, kw_only=False)
+    metric: str = "max"
+    standardize: Standardize = True
+    clip: bool = False
+
+    @abstractmethod
+    def _terms(self, x: Tensor, y: Tensor) -> Tensor:
+        """Every point's part, ``(n,)``."""
+
+    def _value(self, x: Tensor, y: Tensor) -> float:
+        return float(self._terms(x, y).mean())
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class _Numbers(_Neighbors):
+    """Numbers on both sides."""
+
+    check_bias: bool = True
+
+    @abstractmethod
+    def _permuted_values(self, x: Tensor, y: Tensor, orders: Iterator[Tensor]) -> Tensor:
+        """The estimates under permutations of few points; NaN where points coincide."""
+
+    def _null(self, x: Tensor, y: Tensor, orders: Iterator[Tensor]) -> Tensor:
+        if not _permuted.dense(x, y):
+            return _permuted.one_by_one(self._value, x, y, orders)
+        parts = list(orders)
+        values = self._permuted_values(x, y, iter(parts))
+        if bool(values.isnan().any()):  # coinciding points: every order the long way
+            return _permuted.one_by_one(self._value, x, y, iter(parts))
+        return values
+
+    def _continuous(self, x: Tensor, y: Tensor) -> bool:
+        """Whether normal data are like these, so that they tell the bias."""
+        del x, y
+        return True
+
+    def _fit(self, x: Tensor, y: Tensor) -> Estimate:
+        self._check_inference()
+        if not (x.shape[1] and y.shape[1]):
+            return self._nothing(local=x.new_zeros(len(x)), reference_bias=None)
+        continuous = self._continuous(x, y)
+        if continuous:
+            warn_of_shared_columns(x, y)
+        terms = self._terms(x, y)
+        bias = self._reference_bias(x, y) if continuous and self.check_bias else None
+        error = self._resampling_error(self._value, x, y, least=self.k + 1)
+        return self._infer(x, y, float(terms.mean()), error, local=terms, reference_bias=bias)
+
+    def _reference_bias(self, x: Tensor, y: Tensor) -> float:
+        with recorded():
+            found = normal_reference(x, y, None, lambda a, b, _: self._value(a, b), self._stream("reference"))
+        if found.alarming:
+            warn(found.text("x, y", f"{x.shape[1]} + {y.shape[1]}", len(x)))
+        return found.bias
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class KSG(_Numbers):
     r"""Kraskov-Stögbauer-Grassberger mutual information of continuous variables.
 
     Scales the columns, then :func:`infotorch.core.differential.ksg_mi`. Constant columns and copies of other columns
@@ -67,35 +130,8 @@ class KSG(ResampledPair):
     '0.42 in 0.35 .. 0.50, p = 0.01'
     """
 
-    local_: Any
-    reference_bias_: float | None
-
-    def __init__(
-        self,
-        k: int = 3,
-        *,
-        variant: int = 1,
-        metric: str = "max",
-        standardize: Standardize = True,
-        noise: float = 0.0,
-        clip: bool = False,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        permutations: int = 0,
-        check_bias: bool = True,
-        random_state: int | None = 0,
-    ) -> None:
-        self.k = k
-        self.variant = variant
-        self.metric = metric
-        self.standardize = standardize
-        self.noise = noise
-        self.clip = clip
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.check_bias = check_bias
-        self.random_state = random_state
+    variant: int = 1
+    noise: float = 0.0
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         return as_numbers(name, sample, standardize=self.standardize, noise=self.noise, random_state=self.random_state)
@@ -103,40 +139,12 @@ class KSG(ResampledPair):
     def _terms(self, x: Tensor, y: Tensor) -> Tensor:
         return ksg_mi(x, y, k=self.k, variant=self.variant, metric=self.metric, pointwise=True)
 
-    def _value(self, x: Tensor, y: Tensor) -> float:
-        return float(self._terms(x, y).mean())
-
-    def _null(self, x: Tensor, y: Tensor, orders: Iterator[Tensor]) -> Tensor:
-        if not _permuted.dense(x, y):
-            return _permuted.one_by_one(self._value, x, y, orders)
-        parts = list(orders)
-        values = self._permuted_values(x, y, iter(parts))
-        if bool(values.isnan().any()):  # coinciding points: every order the long way
-            return _permuted.one_by_one(self._value, x, y, iter(parts))
-        return values
-
     def _permuted_values(self, x: Tensor, y: Tensor, orders: Iterator[Tensor]) -> Tensor:
         return _permuted.ksg_values(x, y, orders, k=self.k, variant=self.variant, metric=self.metric)
 
-    def _fit(self, x: Tensor, y: Tensor) -> Estimate:
-        self._check_inference()
-        if not (x.shape[1] and y.shape[1]):
-            return self._nothing(local=x.new_zeros(len(x)), reference_bias=None)
-        warn_of_shared_columns(x, y)
-        terms = self._terms(x, y)
-        bias = self._reference_bias(x, y) if self.check_bias else None
-        error = self._resampling_error(self._value, x, y, least=self.k + 1)
-        return self._infer(x, y, float(terms.mean()), error, local=terms, reference_bias=bias)
 
-    def _reference_bias(self, x: Tensor, y: Tensor) -> float:
-        with recorded():
-            found = normal_reference(x, y, None, lambda a, b, _: self._value(a, b), self._stream("reference"))
-        if found.alarming:
-            warn(found.text("x, y", f"{x.shape[1]} + {y.shape[1]}", len(x)))
-        return found.bias
-
-
-class MixedKSG(KSG):
+@dataclass(kw_only=True, repr=False, eq=False)
+class MixedKSG(_Numbers):
     r"""Gao's mutual information: each side continuous, discrete, or a mixture of the two.
 
     :func:`infotorch.core.differential.mixture_mi` on scaled columns. Integers are read as numbers; strings and other
@@ -164,30 +172,7 @@ class MixedKSG(KSG):
     '1.04 +- 0.01, truth 1.05'
     """
 
-    def __init__(
-        self,
-        k: int = 3,
-        *,
-        form: str = "code",
-        metric: str = "max",
-        standardize: Standardize = True,
-        clip: bool = False,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        permutations: int = 0,
-        check_bias: bool = True,
-        random_state: int | None = 0,
-    ) -> None:
-        self.k = k
-        self.form = form
-        self.metric = metric
-        self.standardize = standardize
-        self.clip = clip
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.check_bias = check_bias
-        self.random_state = random_state
+    form: str = "code"
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         return as_numbers(name, sample, standardize=self.standardize, mixed=True)
@@ -198,20 +183,12 @@ class MixedKSG(KSG):
     def _permuted_values(self, x: Tensor, y: Tensor, orders: Iterator[Tensor]) -> Tensor:
         return _permuted.mixture_values(x, y, orders, k=self.k, form=self.form, metric=self.metric)
 
-    def _fit(self, x: Tensor, y: Tensor) -> Estimate:
-        self._check_inference()
-        if not (x.shape[1] and y.shape[1]):
-            return self._nothing(local=x.new_zeros(len(x)), reference_bias=None)
-        continuous = all(len(column.unique()) == len(column) for z in (x, y) for column in z.T)
-        if continuous:
-            warn_of_shared_columns(x, y)
-        terms = self._terms(x, y)
-        bias = self._reference_bias(x, y) if continuous and self.check_bias else None
-        error = self._resampling_error(self._value, x, y, least=self.k + 1)
-        return self._infer(x, y, float(terms.mean()), error, local=terms, reference_bias=bias)
+    def _continuous(self, x: Tensor, y: Tensor) -> bool:
+        return all(len(column.unique()) == len(column) for z in (x, y) for column in z.T)
 
 
-class RossMI(ResampledPair):
+@dataclass(kw_only=True, repr=False, eq=False)
+class RossMI(_Neighbors):
     r"""Ross's mutual information of continuous ``x`` and categories ``y``.
 
     :func:`infotorch.core.differential.ross_mi` on scaled columns. Categories that occur once are left out, with a
@@ -247,30 +224,7 @@ class RossMI(ResampledPair):
     '0.69, truth 0.69'
     """
 
-    local_: Any
-
-    def __init__(
-        self,
-        k: int = 3,
-        *,
-        metric: str = "max",
-        standardize: Standardize = True,
-        noise: float = 0.0,
-        clip: bool = False,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        permutations: int = 0,
-        random_state: int | None = 0,
-    ) -> None:
-        self.k = k
-        self.metric = metric
-        self.standardize = standardize
-        self.noise = noise
-        self.clip = clip
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.random_state = random_state
+    noise: float = 0.0
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         if name == "y":
@@ -281,7 +235,7 @@ class RossMI(ResampledPair):
         return ross_mi(x, y, k=self.k, metric=self.metric, pointwise=True)
 
     def _value(self, x: Tensor, y: Tensor) -> float:
-        return float(self._terms(x, y).nanmean())
+        return float(self._terms(x, y).nanmean())  # categories that occur once have none
 
     def _fit(self, x: Tensor, y: Tensor) -> Estimate:
         self._check_inference()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,11 +12,12 @@ from infotorch.core.differential import ksg_cmi
 from infotorch.core.discrete import discrete_conditional_mutual_information
 from infotorch.core.transfer import lagged, transfer_entropy_test
 from infotorch.estimators._inference import Inference
-from infotorch.estimators._spread import STRETCHES, Interval, stretch_error
+from infotorch.estimators._spread import STRETCHES, stretch_error
 from infotorch.estimators._variables import as_codes, as_numbers
 from infotorch.estimators.base import Estimate, paired_samples, recorded
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class TransferEntropy(Inference):
     r"""Transfer entropy from x to y, :math:`I(y_t; x_\mathrm{past} \mid y_\mathrm{past})`, and from y to x.
 
@@ -62,41 +64,15 @@ class TransferEntropy(Inference):
 
     quantity = "transfer_entropy"
 
-    transfer_entropy_: float
-    reverse_transfer_entropy_: float
-    reverse_std_error_: float | None
-    reverse_interval_: Interval | None
-    reverse_p_value_: float | None
-    reverse_null_: Any
-
-    def __init__(
-        self,
-        *,
-        source_history: int = 1,
-        dest_history: int = 1,
-        lag: int = 1,
-        k: int = 3,
-        estimator: str = "grassberger",
-        standardize: bool = True,
-        noise: float = 0.0,
-        clip: bool = False,
-        confidence: float | None = 0.95,
-        resamples: int = 50,
-        permutations: int = 0,
-        random_state: int | None = 0,
-    ) -> None:
-        self.source_history = source_history
-        self.dest_history = dest_history
-        self.lag = lag
-        self.k = k
-        self.estimator = estimator
-        self.standardize = standardize
-        self.noise = noise
-        self.clip = clip
-        self.confidence = confidence
-        self.resamples = resamples
-        self.permutations = permutations
-        self.random_state = random_state
+    source_history: int = 1
+    dest_history: int = 1
+    lag: int = 1
+    k: int = 3
+    estimator: str = "grassberger"
+    standardize: bool = True
+    noise: float = 0.0
+    clip: bool = False
+    permutations: int = 0
 
     def fit(self, x: Any, y: Any) -> TransferEntropy:
         """Estimate from two series ``(n,)`` or ``(n, d)``, in the order of time."""
