@@ -312,44 +312,8 @@ def aggregate(
     (tensor(4.), tensor(5.))
     """
     check_choice("mode", mode, AGGREGATION_MODES)
-    check_bool_mask("mask", mask, x.shape)
-    if x.ndim != 2:
-        raise ValueError(f"x: expected shape (B, T), got {tuple(x.shape)}")
     aggregation = Aggregation(mode, length=length, row_eps=row_eps, legacy_norm=legacy_norm)
-    return aggregation.of_zeroed(
-        zero_outside(x, mask), mask, num_tokens=num_tokens, num_sequences=num_sequences, world_size=world_size
-    )
-
-
-def _reduce(
-    kept: Tensor,
-    mask: Tensor,
-    mode: str,
-    num_tokens: Tensor | float | None,
-    num_sequences: Tensor | float | None,
-    length: float | None,
-    world_size: int,
-    row_eps: float,
-    legacy_norm: bool,
-) -> Tensor:
-    """What :func:`aggregate` computes, of values that are 0 outside the mask already."""
-    x = kept
-    if mode == "token-sum":
-        return kept.sum() * world_size
-    if mode == "token-mean":
-        return kept.sum() / _at_least_one(num_tokens, mask.sum(), x) * world_size
-
-    counts = mask.sum(-1)
-    rows = kept.sum(-1)
-    if mode.endswith("token-mean"):
-        # Empty rows have sum 0; the clamp only spares them a 0/0.
-        rows = rows / (counts.to(x.dtype) + row_eps).clamp(min=1.0 if row_eps == 0 else row_eps)
-    if mode.endswith("-norm"):
-        rows = rows / check_range("length", x.shape[1] if length is None else length, 0.0, low_open=True)
-    if mode == "seq-mean-token-sum-norm" and legacy_norm:
-        return rows.sum() * world_size
-    local = (counts > 0).sum() if mode.startswith("seq-") else x.shape[0]
-    return rows.sum() / _at_least_one(num_sequences, local, x) * world_size
+    return aggregation(x, mask, num_tokens=num_tokens, num_sequences=num_sequences, world_size=world_size)
 
 
 def _at_least_one(given: Tensor | float | None, local: Tensor | float, like: Tensor) -> Tensor:
@@ -395,16 +359,11 @@ class Aggregation:
         world_size: int = 1,
     ) -> Tensor:
         """Apply :func:`aggregate` with these options."""
-        return aggregate(
-            x,
-            mask,
-            self.mode,
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-            length=self.length,
-            world_size=world_size,
-            row_eps=self.row_eps,
-            legacy_norm=self.legacy_norm,
+        check_bool_mask("mask", mask, x.shape)
+        if x.ndim != 2:
+            raise ValueError(f"x: expected shape (B, T), got {tuple(x.shape)}")
+        return self.of_zeroed(
+            zero_outside(x, mask), mask, num_tokens=num_tokens, num_sequences=num_sequences, world_size=world_size
         )
 
     def of_zeroed(
@@ -417,14 +376,19 @@ class Aggregation:
         world_size: int = 1,
     ) -> Tensor:
         """The same for values that are 0 outside the mask already, unchecked: one pass less."""
-        return _reduce(
-            x,
-            mask,
-            self.mode,
-            num_tokens,
-            num_sequences,
-            self.length,
-            world_size,
-            self.row_eps,
-            self.legacy_norm,
-        )
+        if self.mode == "token-sum":
+            return x.sum() * world_size
+        if self.mode == "token-mean":
+            return x.sum() / _at_least_one(num_tokens, mask.sum(), x) * world_size
+
+        counts, rows = mask.sum(-1), x.sum(-1)
+        if self.mode.endswith("token-mean"):
+            # Empty rows have sum 0; the clamp only spares them a 0/0.
+            rows = rows / (counts.to(x.dtype) + self.row_eps).clamp(min=1.0 if self.row_eps == 0 else self.row_eps)
+        if self.mode.endswith("-norm"):
+            length = x.shape[1] if self.length is None else self.length
+            rows = rows / check_range("length", length, 0.0, low_open=True)
+        if self.mode == "seq-mean-token-sum-norm" and self.legacy_norm:
+            return rows.sum() * world_size
+        local = (counts > 0).sum() if self.mode.startswith("seq-") else x.shape[0]
+        return rows.sum() / _at_least_one(num_sequences, local, x) * world_size
