@@ -8,6 +8,7 @@ from infotorch.estimators.dependence import HSIC, DistanceCorrelation
 from infotorch.estimators.discrete import DiscreteEntropy, DiscreteMI
 from infotorch.estimators.entropy import KLEntropy
 from infotorch.estimators.gaussian import CopulaMI, GaussianMI
+from infotorch.estimators.mist import MIST
 from infotorch.estimators.multiplicity import adjust_p_values
 from infotorch.estimators.neighbors import KSG, MixedKSG, RossMI
 from infotorch.estimators.neural import (
@@ -30,6 +31,7 @@ __all__ = [
     "JSMI",
     "KSG",
     "MINE",
+    "MIST",
     "NWJ",
     "SMILE",
     "TUBA",

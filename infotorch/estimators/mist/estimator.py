@@ -1,0 +1,253 @@
+r"""MIST: mutual information from one pass of a network that was trained on distributions with known information.
+
+Reference: "MIST: Mutual information (estimation) via supervised training", 2025, arXiv:2511.18945.
+
+A sample :math:`\{(x_i, y_i)\}` goes in as a set; out come a point estimate, trained by squared error, and quantiles
+:math:`q_\tau`, trained by the pinball loss, of the information given a sample like this one *under the distribution of
+training tasks*. It is quick, steady on few points, and as good as that distribution is near to the data.
+
+Deviations from the authors' code, all options of :class:`~infotorch.estimators.mist.network.MISTConfig` and
+:class:`~infotorch.estimators.mist.weights.Training`: the weights that come with this library see canonical pairs of
+normal scores, where the authors' network sees raw numbers; X and Y have their own halves of a row, so that they may
+have different numbers of columns; the heads are told the size of the sample; one encoder serves both heads; too many
+columns are refused, where the authors' code cuts them off; padding is masked by its own mask, where theirs takes a row
+that sums to zero for padding; quantiles are sorted, so that they do not cross.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infotorch.core._checks import check_range
+from infotorch.estimators._samples import Sample
+from infotorch.estimators._variables import as_numbers
+from infotorch.estimators.base import Estimate, PairEstimator, generator_of, paired_samples, warn
+from infotorch.estimators.mist.inputs import soft_view_pair, view_pair
+from infotorch.estimators.mist.network import MISTNetwork, PairBatch
+from infotorch.estimators.mist.weights import Training, load_weights
+
+_NUMBERS = 1 << 22  # of a batch of samples that is held at once
+
+
+class _Learned(PairEstimator):
+    """Types of what a fit learns: were they in the dataclass, they would be arguments."""
+
+    median_: float | None
+    quantiles_: dict[float, float]
+    n_subsets_: int
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class MIST(_Learned):
+    """Mutual information of continuous variables by a network trained beforehand: milliseconds, and no fit to speak of.
+
+    More points than the network was trained for are split at random into subsets, whose estimates are averaged.
+
+    Args:
+        weights: A ``.safetensors`` file with its JSON file beside it; None for the weights of the library.
+        confidence: Of ``interval_``; None for no interval.
+        clip: Report 0 for negative estimates.
+        max_subsets: Most subsets that are looked at.
+        extrapolate: Take fewer points than the network was trained for, with a warning, and not refuse them.
+        random_state: Seed of the split; None draws one.
+
+    Attributes:
+        mutual_information_: Point estimate in nats; without a head for it, the median.
+        interval_: Between the quantiles that hold ``confidence``: a credible interval under the distribution of
+            training tasks, averaged over the subsets, and so for the size of one of them (wider than need be).
+        std_error_: None: the network gives quantiles.
+        median_: Median of the same, or None without a head for quantiles.
+        n_subsets_: Subsets that were looked at.
+
+    Raises (in ``fit``):
+        FileNotFoundError: No weights at the path.
+        ValueError: Different numbers of points, values that are not finite, more columns than the network takes, too
+            few points, weights that do not fit their description.
+
+    >>> from infotorch.distributions import bivariate_normal
+    >>> mist = MIST.from_pretrained().fit(*bivariate_normal(0.75).sample(300))
+    >>> low, high = mist.interval_
+    >>> low < 0.41 < high
+    True
+    """
+
+    weights: str | Path | None = None
+    confidence: float | None = 0.95
+    clip: bool = False
+    max_subsets: int = 16
+    extrapolate: bool = False
+    random_state: int | None = 0
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | None = None, **options: Any) -> MIST:
+        """An estimator with the weights at ``path``, or with those of the library; the file is read right away.
+
+        Raises:
+            FileNotFoundError: No weights there.
+            ValueError: Weights that do not fit their description.
+        """
+        load_weights(path)
+        return cls(weights=path, **options)
+
+    @property
+    def network(self) -> MISTNetwork:
+        """The network, in evaluation mode."""
+        return load_weights(self.weights)[0]
+
+    @property
+    def training(self) -> Training:
+        """What it was trained on."""
+        return load_weights(self.weights)[1]
+
+    def estimate_many(self, pairs: Sequence[tuple[Any, Any]]) -> Tensor:
+        """Point estimates of many samples, of any sizes, in few passes.
+
+        Args:
+            pairs: Samples ``(x, y)``, each as for ``fit``.
+
+        Returns:
+            Shape ``(len(pairs),)``, float64, nats.
+
+        Raises:
+            ValueError: As ``fit``, for any of them.
+
+        >>> from infotorch.distributions import bivariate_normal
+        >>> MIST().estimate_many([bivariate_normal(0.9).sample(100, seed) for seed in range(3)]).shape
+        torch.Size([3])
+        """
+        prepared = []
+        for x, y in pairs:
+            samples = paired_samples(x=x, y=y)
+            prepared.append(tuple(self._prepare(name, sample) for name, sample in samples.items()))
+            self._check_sizes(*prepared[-1])
+        generator = generator_of(self.random_state)
+        subsets = [self._subsets(x, y, generator) for x, y in prepared]
+        views = [view_pair(x, y, self.training.view) for group in subsets for x, y in group]
+        found = self._read(views, (0.5,))
+        value = found[0] if found[0] is not None else found[1][:, 0]
+        value = torch.stack([part.mean() for part in value.split([len(group) for group in subsets])])
+        return value.clamp(min=0) if self.clip else value
+
+    def information(self, x: Tensor, y: Tensor, *, softness: float = 0.1) -> Tensor:
+        """The point estimate of one sample, differentiable in it: a training objective for what made the numbers.
+
+        Where the network looks at ranks, they are softened: the value differs a little from ``fit``'s.
+
+        Args:
+            x: Shape ``(n, dx)`` or ``(n,)``, floating.
+            y: Likewise.
+            softness: Width of the kernel that softens ranks, in standard deviations of a column.
+
+        Returns:
+            0-d, nats.
+
+        Raises:
+            TypeError: No floating tensors.
+            ValueError: As ``fit``.
+
+        >>> x = torch.linspace(-1, 1, 100, requires_grad=True)
+        >>> MIST().information(x, x.detach().sin() + torch.linspace(0, 9, 100).cos()).backward()
+        >>> bool(x.grad.isfinite().all())
+        True
+        """
+        check_range("softness", softness, 0.0, low_open=True)
+        sides = []
+        for name, v in (("x", x), ("y", y)):
+            if not isinstance(v, Tensor) or not v.is_floating_point():
+                raise TypeError(
+                    f"{name}: expected a floating-point tensor, got {getattr(v, 'dtype', type(v).__name__)}"
+                )
+            sides.append(v.unsqueeze(1) if v.ndim == 1 else v)
+        paired_samples(x=x.detach(), y=y.detach())
+        self._check_sizes(*sides, most=True)
+        network = self.network.to(x.device)
+        batch = PairBatch.of([tuple(v.float() for v in soft_view_pair(*sides, self.training.view, softness))])
+        mean, quantiles = network(batch, torch.full((1, 1), 0.5, device=x.device))
+        value = mean if mean is not None else quantiles[:, 0]
+        return value[0]
+
+    def _prepare(self, name: str, sample: Sample) -> Tensor:
+        return as_numbers(name, sample)
+
+    def _fit(self, x: Tensor, y: Tensor) -> Estimate:
+        check_range("max_subsets", self.max_subsets, 1)
+        if self.confidence is not None:
+            check_range("confidence", self.confidence, 0.0, 1.0, low_open=True, high_open=True)
+        training = self.training
+        none = {"median": 0.0, "n_subsets": 0}
+        if not (x.shape[1] and y.shape[1]):
+            return Estimate(0.0, interval=(0.0, 0.0) if self.confidence else None, extra=none)
+        self._check_sizes(x, y)
+        subsets = self._subsets(x, y, generator_of(self.random_state))
+        tail = (1 - (self.confidence or 0.95)) / 2
+        views = [view_pair(*pair, training.view) for pair in subsets]
+        means, quantiles = self._read(views, (tail, 0.5, 1 - tail))
+        median = None if quantiles is None else float(quantiles[:, 1].mean())
+        value = float(means.mean()) if means is not None else median
+        assert value is not None
+        interval = None
+        if self.confidence is not None and quantiles is not None:
+            interval = (float(quantiles[:, 0].mean()), float(quantiles[:, 2].mean()))
+        if self.clip:
+            value = max(0.0, value)
+            interval = interval and (max(0.0, interval[0]), max(0.0, interval[1]))
+        if interval is not None and not interval[0] <= value <= interval[1]:
+            warn(f"the point estimate, {value:.2f} nats, is outside its interval: the network has seen no such data")
+        return Estimate(value, interval=interval, extra={"median": median, "n_subsets": len(subsets)})
+
+    def _check_sizes(self, x: Tensor, y: Tensor, *, most: bool = False) -> None:
+        training = self.training
+        (fewest, largest), (_, widest) = training.points, training.columns
+        for name, v in (("x", x), ("y", y)):
+            if v.shape[1] > widest:
+                raise ValueError(
+                    f"{name}: expected at most {widest} columns, which the network was trained on, got {v.shape[1]}"
+                )
+        if training.equal and x.shape[1] != y.shape[1]:
+            raise ValueError(
+                "x, y: expected equal numbers of columns, which the network was trained on, "
+                f"got {x.shape[1]} and {y.shape[1]}"
+            )
+        if most and len(x) > largest:
+            raise ValueError(f"x, y: expected at most {largest} points, which the network was trained on, got {len(x)}")
+        if len(x) < fewest:
+            text = f"{fewest} points or more, which the network was trained on, got {len(x)}"
+            if not self.extrapolate or len(x) < 4:
+                raise ValueError(f"x, y: expected {text}")
+            warn(f"x, y: extrapolated: the network expects {text}")
+
+    def _subsets(self, x: Tensor, y: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        """The sample in random parts of equal sizes that the network is used to."""
+        largest = self.training.points[1]
+        count = math.ceil(len(x) / largest)
+        if count == 1:
+            return [(x, y)]
+        size = len(x) // count
+        parts = torch.randperm(len(x), generator=generator)[: size * count].to(x.device).split(size)
+        return [(x[rows], y[rows]) for rows in parts[: self.max_subsets]]
+
+    @torch.no_grad()
+    def _read(
+        self, views: list[tuple[Tensor, Tensor]], levels: tuple[float, ...]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Means and sorted quantiles of samples as the network takes them."""
+        network, found = self.network, []
+        device = views[0][0].device
+        network.to(device)
+        order = sorted(range(len(views)), key=lambda i: len(views[i][0]))
+        size = max(1, _NUMBERS // (len(views[order[-1]][0]) * network.config.width))
+        for start in range(0, len(order), size):
+            batch = PairBatch.of([(x.float(), y.float()) for x, y in (views[i] for i in order[start : start + size])])
+            found.append(network(batch, torch.tensor(levels, device=device).expand(len(batch.x), -1)))
+        back = torch.tensor(order).argsort()
+        means, quantiles = (
+            None if parts[0] is None else torch.cat(parts).double().cpu()[back] for parts in zip(*found, strict=True)
+        )
+        return means, None if quantiles is None else quantiles.sort(1).values
