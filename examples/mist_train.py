@@ -4,7 +4,7 @@ Every step draws new samples of random distributions whose mutual information is
 100 steps with a checkpoint after each, and `--resume` goes on from the last one as if nothing had happened.
 
     python examples/mist_train.py                 a small network for a minute, to see it work
-    python examples/mist_train.py --full          the shipped weights: about 75 minutes on one CPU core
+    python examples/mist_train.py --full          the shipped weights: about an hour on one CPU core
     python examples/mist_train.py --full --resume
 
 Written to --out: mist.safetensors and mist.json (what `MIST(weights=...)` reads), mist_train.json and mist_train.png.
@@ -29,7 +29,7 @@ SMALL = MISTConfig(
     max_columns=4, width=32, heads=4, feedforward=64, row_layers=1, induced_layers=1, inducing=16, seeds=4,
     head_width=64, embedding_dropout=0.0, row_dropout=0.0,
 )  # fmt: skip
-SHIPPED = dataclasses.replace(SMALL, max_columns=8, width=96, feedforward=192, induced_layers=2, head_width=128)
+SHIPPED = dataclasses.replace(SMALL, max_columns=8, width=64, feedforward=128, induced_layers=2, head_width=128)
 
 
 class Curve(Callback):
@@ -55,7 +55,7 @@ class Curve(Callback):
 
 def arguments() -> argparse.Namespace:
     parser = base_parser(__doc__, slug="mist_train", seeds=None)
-    parser.add_argument("--steps", type=int, default=None, help="training steps (none given: 150, with --full 9000)")
+    parser.add_argument("--steps", type=int, default=None, help="training steps (none given: 150, with --full 6000)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     return parser.parse_args()
 
@@ -73,7 +73,7 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
 def main() -> None:
     args = arguments()
     quiet_lightning()
-    steps = args.steps or (9000 if args.full else 150)
+    steps = args.steps or (6000 if args.full else 150)
     config, most, points = (SHIPPED, 8, (10, 500)) if args.full else (SMALL, 4, (10, 200))
     tasks = MetaDistribution(TRAINING_FAMILIES, columns=(1, most), equal=False, shuffled=True)
     stream = MetaBatches(tasks, "canonical", points=points, batch_size=64, length=steps, seed=args.seed)

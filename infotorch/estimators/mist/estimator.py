@@ -135,6 +135,37 @@ class MIST(_Learned):
         value = torch.stack([part.mean() for part in value.split([len(group) for group in subsets])])
         return value.clamp(min=0) if self.clip else value
 
+    def quantiles(self, x: Any, y: Any, levels: Sequence[float]) -> Tensor:
+        """Quantiles of the information given a sample like this, from one pass of the encoder.
+
+        Args:
+            x: Shape ``(n, dx)`` or ``(n,)``.
+            y: Likewise.
+            levels: Which, in (0, 1).
+
+        Returns:
+            Shape ``(len(levels),)``, float64, nats, in the order of the levels; averaged over subsets.
+
+        Raises:
+            ValueError: As ``fit``; no head for quantiles; a level outside (0, 1).
+
+        >>> from infotorch.distributions import bivariate_normal
+        >>> low, middle, high = MIST().quantiles(*bivariate_normal(0.75).sample(100), levels=(0.1, 0.5, 0.9))
+        >>> bool(low < middle < high)
+        True
+        """
+        for level in levels:
+            check_range("levels", level, 0.0, 1.0, low_open=True, high_open=True)
+        samples = paired_samples(x=x, y=y)
+        pair = tuple(self._prepare(name, sample) for name, sample in samples.items())
+        self._check_sizes(*pair)
+        ordered = sorted(levels)
+        views = [view_pair(*part, self.training.view) for part in self._subsets(*pair, generator_of(self.random_state))]
+        _, found = self._read(views, tuple(ordered))
+        if found is None:
+            raise ValueError("weights: expected a network with a head for quantiles, got one without")
+        return found.mean(0)[[ordered.index(level) for level in levels]]
+
     def information(self, x: Tensor, y: Tensor, *, softness: float = 0.1) -> Tensor:
         """The point estimate of one sample, differentiable in it: a training objective for what made the numbers.
 

@@ -92,8 +92,10 @@ class MISTConfig:
         row_dropout: After each of the ``row_layers``.
         mean: Have a head for the point estimate.
         quantile: Have a head for quantiles.
-        summary: Tell the heads what the authors' network has to find out: the numbers of points and columns, and the
-            correlation of every column of X with the column of Y in the same place.
+        summary: Tell the heads what the authors' network has to find out: the numbers of points and columns, and what
+            every column of X shares with the column of Y in the same place if they are normal. The heads then learn
+            what to add to the sum of those, less its bias; in the canonical view that is the Gaussian copula's
+            estimate.
 
     Raises:
         ValueError: An unknown architecture or layout, a size that is not positive, no head.
@@ -255,36 +257,45 @@ class MISTNetwork(nn.Module):
             cross. None without the head, or without ``levels``.
         """
         phi = self.phi(batch)
+        guess = phi.new_zeros(len(phi))
         if self.config.summary:
-            phi = torch.cat((phi, _summary(batch, self.config.max_columns)), 1)
-        mean = self.rho(phi).squeeze(1) if self.rho is not None else None
+            most, information = self.config.max_columns, _pair_information(batch)
+            guess = _gaussian_guess(batch, information)
+            sizes = (batch.points.to(phi.dtype).log().unsqueeze(1) / 4, batch.columns.to(phi.dtype) / most)
+            phi = torch.cat((phi, *sizes, nn.functional.pad(information, (0, most - information.shape[1]))), 1)
+        mean = guess + self.rho(phi).squeeze(1) if self.rho is not None else None
         if self.rho_quantile is None or levels is None:
             return mean, None
         phi = phi.unsqueeze(1).expand(-1, levels.shape[1], -1)
-        return mean, self.rho_quantile(torch.cat((phi, levels.unsqueeze(2)), 2)).squeeze(2)
+        return mean, guess.unsqueeze(1) + self.rho_quantile(torch.cat((phi, levels.unsqueeze(2)), 2)).squeeze(2)
 
 
-def _summary(batch: PairBatch, max_columns: int) -> Tensor:
-    """Logarithm of the number of points, shares of columns, and the information each pair of columns would have.
+def _pair_information(batch: PairBatch) -> Tensor:
+    """What each pair of columns in the same place would share, were it normal: ``-log(1 - correlation**2) / 2``.
 
-    Were the pair normal, it would have ``-log(1 - correlation**2) / 2`` nats. It is held below the logarithm of the
-    number of points, beyond which a sample says nothing.
+    It is held below the logarithm of the number of points, beyond which a sample says nothing.
     """
-    points = batch.points.to(batch.x.dtype).unsqueeze(1)
     pairs = min(batch.x.shape[2], batch.y.shape[2])
     x, y = batch.x[..., :pairs], batch.y[..., :pairs]
     covariance = (x * y).sum(1)
     power = (x.square().sum(1) * y.square().sum(1)).clamp(min=torch.finfo(x.dtype).tiny)
     rest = (1 - covariance.square() / power).clamp(min=0)
-    information = -(rest + points**-2).log().clamp(max=0) / 2
-    return torch.cat(
-        (
-            points.log() / 4,
-            batch.columns.to(x.dtype) / max_columns,
-            nn.functional.pad(information, (0, max_columns - pairs)),
-        ),
-        1,
-    )
+    return -(rest + batch.points.to(x.dtype).unsqueeze(1) ** -2).log().clamp(max=0) / 2
+
+
+def _gaussian_guess(batch: PairBatch, information: Tensor) -> Tensor:
+    r"""Sum over the pairs, less its bias on normal data, times :math:`1 - (d_x + d_y)^2 / n^2`, ``(B,)``.
+
+    The factor takes the guess to zero where there are no more points than columns and it says nothing. The bias is that
+    of :func:`infotorch.core.gaussian.estimate_gaussian_mi`.
+    """
+    points, columns = batch.points.to(information.dtype), batch.columns
+    total = columns.sum(1)
+    i = torch.arange(1, batch.x.shape[2] + batch.y.shape[2] + 1, device=points.device)
+    terms = torch.digamma(((points.unsqueeze(1) - i) / 2).clamp(min=0.5)) - ((points.unsqueeze(1) - 1) / 2).log()
+    below = terms.cumsum(1).gather(1, torch.cat((columns, total.unsqueeze(1)), 1) - 1) / 2
+    bias = below[:, 0] + below[:, 1] - below[:, 2]
+    return (information.sum(1) - bias) * (1 - (total / points).square()).clamp(min=0)
 
 
 def _head(config: MISTConfig, inputs: int) -> nn.Sequential:
@@ -292,6 +303,11 @@ def _head(config: MISTConfig, inputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
+    if config.summary:  # start from the guess
+        last = layers[-2]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
     return nn.Sequential(*layers[:-1])
 
 
