@@ -143,6 +143,7 @@ def cell(tasks: list[Task], few: int, steps: int, seed: int, bar: Any) -> dict[s
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
     plt = plotting()
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), width_ratios=(1, 1, 0.8))
+    axes[1].sharey(axes[0])
     names = ("MIST", "KSG", "KSG, normal scores", "CopulaMI", "GaussianMI")
     labels = [f"{low}-{high}" for low, high in BINS]
     for axis, kind in zip(axes, ("seen", "unseen"), strict=False):
@@ -153,7 +154,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
             yscale="log", xlabel="points", ylabel="mean squared error, nats²", title=f"{kind.capitalize()} families"
         )
         axis.set_xticks(range(3), labels)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, bbox_to_anchor=(0.4, -0.09))
     for kind, color in (("seen", COLORS[5]), ("unseen", COLORS[4])):
         curves = torch.tensor([results[f"{kind}, n {label}"]["calibration"] for label in labels])
         axes[2].plot(TAUS, curves.mean(0), color=color, label=kind, marker=".")

@@ -16,6 +16,7 @@ from infotorch.estimators.columns import encode_column
 from infotorch.estimators.dependence import HSIC, DistanceCorrelation
 from infotorch.estimators.discrete import DiscreteMI
 from infotorch.estimators.gaussian import CopulaMI, GaussianMI
+from infotorch.estimators.mist import MIST
 from infotorch.estimators.neighbors import KSG, MixedKSG, RossMI
 
 TYPES = ("continuous", "discrete")
@@ -249,6 +250,9 @@ def _fitting(
         "GaussianMI": GaussianMI(**o),
         "CopulaMI": CopulaMI(**o),
     }
+    trained = MIST(confidence=confidence, random_state=random_state)
+    if all(s.n_features <= trained.training.columns[1] for s in samples.values()):
+        found["MIST"] = trained
     if neural:
         from infotorch.estimators.neural import NWJ, SMILE, InfoNCE
 

@@ -1,0 +1,180 @@
+r"""CRReLU: ReLU plus a learnable bump that an entropy argument suggests.
+
+.. math:: \mathrm{CRReLU}(x) = \max(0, x) + \epsilon\, x\, e^{-x^2/2}
+
+with one learnable :math:`\epsilon` per module. It is increasing on :math:`x > 0` for
+:math:`-1 \le \epsilon \le 2.24`; below 0 it dips, as GELU and SiLU do, to :math:`-0.61\,\epsilon`.
+
+Reference: H. Sun et al., "A method on searching better activation functions", 2024, arXiv:2405.12954. There is no code
+of the authors to compare with.
+
+The derivation is in :mod:`infotorch.nn.eafo`. It favors :math:`\epsilon < 0` (which lowers the entropy of the output),
+while the published start is 0.01; the sign is learned in the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infotorch.core._checks import check_tensor
+
+_FLAT = 40.0  # beyond, exp(-x^2/2) is 0 even in float64, and x = inf would give inf * 0
+
+
+class _CRReLU(torch.autograd.Function):
+    """Saves x alone; half precision is computed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, epsilon: Tensor) -> Tensor:
+        ctx.save_for_backward(x, epsilon)
+        work = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        z = work.clamp(-_FLAT, _FLAT)
+        bump = (z * z).mul_(-0.5).exp_().mul_(z).mul_(epsilon.to(work.dtype))
+        return bump.add_(work.clamp(min=0)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (upstream,) = gradients
+        x, epsilon = ctx.saved_tensors
+        work = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        g, z = upstream.to(work.dtype), work.clamp(-_FLAT, _FLAT)
+        square = z * z
+        gauss = (square * -0.5).exp()
+        grad_x = grad_epsilon = None
+        if ctx.needs_input_grad[0]:
+            slope = (1 - square) * gauss * epsilon.to(work.dtype) + (work > 0)
+            grad_x = (g * slope).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_epsilon = (g * z * gauss).sum_to_size(epsilon.shape).to(epsilon.dtype)
+        return grad_x, grad_epsilon
+
+
+def crrelu(x: Tensor, epsilon: Tensor | float = 0.01) -> Tensor:
+    r""":math:`\max(0, x) + \epsilon\, x\, e^{-x^2/2}`, forward and backward in one step that keeps ``x`` alone.
+
+    Args:
+        x: Any shape, floating. Infinities give ReLU's values, NaN stays NaN.
+        epsilon: A number, or a tensor that broadcasts to ``x``.
+
+    Returns:
+        Shape and dtype of ``x``; half precision is computed in float32. The derivative at 0 is ``epsilon``.
+
+    Raises:
+        TypeError: ``x`` is no floating tensor.
+
+    Reference: H. Sun et al., 2024, arXiv:2405.12954.
+
+    >>> crrelu(torch.tensor([-1.0, 0.0, 1.0]), 0.1)
+    tensor([-0.0607,  0.0000,  1.0607])
+    """
+    if not check_tensor("x", x).is_floating_point():
+        raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+    if not isinstance(epsilon, Tensor):
+        epsilon = torch.tensor(epsilon, dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype, device=x.device)
+    return _CRReLU.apply(x, epsilon)
+
+
+class CRReLU(nn.Module):
+    """`crrelu` with a learnable size of its bump; goes wherever an ``act_layer`` class is asked for.
+
+    Keep ``epsilon`` out of weight decay, as biases: it has no more than one dimension, by which most code tells them.
+
+    Args:
+        inplace: Taken for the sake of code that passes it to every activation. The input is needed for the gradient, so
+            it is overwritten only where none is recorded.
+        epsilon: Start.
+        learnable: False keeps it there, as a buffer.
+        num_parameters: 1 for one number, or the number of channels for one each.
+        channel_dim: Where the channels are, if there is more than one parameter.
+
+    Raises:
+        ValueError: ``epsilon`` is not finite, ``num_parameters`` below 1; in use, other channels than parameters.
+
+    Reference: H. Sun et al., 2024, arXiv:2405.12954.
+
+    >>> layer = CRReLU()
+    >>> layer(torch.tensor([-1.0, 1.0])), layer.epsilon.item()
+    (tensor([-0.0061,  1.0061], grad_fn=<_CRReLUBackward>), 0.009999999776482582)
+    """
+
+    epsilon: Tensor
+
+    def __init__(
+        self,
+        inplace: bool = False,
+        *,
+        epsilon: float = 0.01,
+        learnable: bool = True,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        if not math.isfinite(epsilon):
+            raise ValueError(f"epsilon: expected a finite number, got {epsilon}")
+        if num_parameters < 1:
+            raise ValueError(f"num_parameters: expected at least 1, got {num_parameters}")
+        self.inplace, self.num_parameters, self.channel_dim = inplace, num_parameters, channel_dim
+        start = torch.full(() if num_parameters == 1 else (num_parameters,), float(epsilon))
+        if learnable:
+            self.epsilon = nn.Parameter(start)
+        else:
+            self.register_buffer("epsilon", start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate."""
+        epsilon = self.epsilon
+        if self.num_parameters > 1:
+            if x.ndim <= self.channel_dim or x.shape[self.channel_dim] != self.num_parameters:
+                raise ValueError(
+                    f"x: expected {self.num_parameters} channels in dimension {self.channel_dim}, "
+                    f"got shape {tuple(x.shape)}"
+                )
+            dim = self.channel_dim % x.ndim
+            epsilon = epsilon.view([-1 if i == dim else 1 for i in range(x.ndim)])
+        y = crrelu(x, epsilon)
+        recorded = torch.is_grad_enabled() and y.requires_grad
+        return x.copy_(y) if self.inplace and not recorded else y
+
+    def extra_repr(self) -> str:
+        """What is not in the parameters."""
+        start = f"epsilon={self.epsilon.tolist():.4g}" if self.num_parameters == 1 else f"{self.num_parameters}"
+        return start if isinstance(self.epsilon, nn.Parameter) else f"{start}, learnable=False"
+
+
+def convert_activations(
+    model: nn.Module, new: Mapping[type[nn.Module], Callable[[], nn.Module]]
+) -> dict[str, nn.Module]:
+    """Replace activations in a model, which may be trained, in place.
+
+    Args:
+        model: Any module.
+        new: What each class (not its subclasses) is replaced by: something that makes a new module each time.
+
+    Returns:
+        The new modules by name.
+
+    Raises:
+        ValueError: There is nothing to replace.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.GELU())
+    >>> list(convert_activations(model, {nn.GELU: CRReLU}))
+    ['1']
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in list(model.named_modules()):
+        for child, old in list(module.named_children()):
+            if type(old) in new:
+                made = new[type(old)]()
+                like = next(model.parameters(), None)
+                made = made.train(old.training) if like is None else made.to(like.device).train(old.training)
+                setattr(module, child, made)
+                found[f"{name}.{child}" if name else child] = made
+    if not found:
+        asked = ", ".join(kind.__name__ for kind in new)
+        raise ValueError(f"new: expected classes that the model has, got {asked}, and it has none of them")
+    return found
