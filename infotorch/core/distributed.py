@@ -123,6 +123,30 @@ def gather_cat(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+class _GatherWithGradient(torch.autograd.Function):
+    """All ranks' rows; backward sums the upstream gradients and keeps the own rows, as every rank's loss saw them."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, group: ProcessGroup | None) -> Tensor:
+        counts = gather_counts(x.shape[0], x.device, group)
+        start = sum(counts[: rank(group)])
+        ctx.group, ctx.own = group, slice(start, start + len(x))  # pyright: ignore[reportAttributeAccessIssue]
+        return gather_cat(x, group)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        return all_reduce_sum(grads[0], ctx.group)[ctx.own], None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def gather_cat_with_grad(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Concatenate every process's ``x`` along dim 0, with gradients as those of :func:`all_reduce_sum_with_grad`.
+
+    >>> gather_cat_with_grad(torch.ones(2, requires_grad=True)).requires_grad
+    True
+    """
+    return _GatherWithGradient.apply(x, group) if is_active() else x  # pyright: ignore[reportReturnType]
+
+
 def gather_counts(count: int, device: torch.device, group: ProcessGroup | None = None) -> list[int]:
     """Every process's ``count``, in rank order."""
     if not is_active():
