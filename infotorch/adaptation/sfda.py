@@ -279,6 +279,8 @@ class SFDALoss(nn.Module):
             if check_tensor("prior", prior).ndim != 1:
                 raise ValueError(f"prior: expected shape (K,), one for all images, got {tuple(prior.shape)}")
             prior = as_class_ratios(prior) if activation == "softmax" else prior
+        if class_weights is not None:
+            check_tensor("class_weights", class_weights)
         self.register_buffer("prior", prior)
         self.register_buffer("class_weights", class_weights)
         self.entropy_weight, self.prior_weight, self.margin = entropy_weight, prior_weight, margin

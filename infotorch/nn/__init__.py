@@ -3,6 +3,7 @@
 from infotorch.nn.critics import BilinearCritic, Critic, GaussianConditional, JointCritic, SeparableCritic
 from infotorch.nn.decoder import DecoderOutput, KVCache, TinyDecoder
 from infotorch.nn.mlp import mlp
+from infotorch.nn.unet import UNet
 
 __all__ = [
     "BilinearCritic",
@@ -13,5 +14,6 @@ __all__ = [
     "KVCache",
     "SeparableCritic",
     "TinyDecoder",
+    "UNet",
     "mlp",
 ]
