@@ -183,7 +183,8 @@ class _PixelSums(torch.autograd.Function):
         ctx.save_for_backward(log_p, valid)
         ctx.dtype = logits.dtype
         pixels = tuple(range(2, logits.ndim))
-        return p.sum(pixels), -(p * log_p).sum(pixels)
+        mass = p.sum(pixels)
+        return mass, -p.mul_(log_p).sum(pixels)
 
     @staticmethod
     @first_order
