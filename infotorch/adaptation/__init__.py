@@ -1,12 +1,5 @@
 """Adaptation without labels: source-free adaptation of segmentation networks (SFDA, AdaMI)."""
 
-from infotorch.adaptation.class_ratios import (
-    class_ratio_kl,
-    class_ratios,
-    class_size_penalty,
-    entropy_map,
-    mutual_information,
-)
 from infotorch.adaptation.metrics import DiceScore, HausdorffDistance, dice_counts, hausdorff_distance
 from infotorch.adaptation.module import SFDAModule, adaptation_batch, segmentation_logits
 from infotorch.adaptation.priors import (
@@ -17,6 +10,13 @@ from infotorch.adaptation.priors import (
     tagged_ratios,
 )
 from infotorch.adaptation.ratio_network import RatioModule, RatioNetwork
+from infotorch.adaptation.ratios import (
+    class_ratio_kl,
+    class_ratios,
+    class_size_penalty,
+    entropy_map,
+    mutual_information,
+)
 from infotorch.adaptation.sfda import SFDALoss, SFDAOutput, sfda_loss, weighted_entropy
 
 __all__ = [

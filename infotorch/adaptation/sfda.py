@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infotorch.adaptation.class_ratios import (
+from infotorch.adaptation.priors import as_class_ratios
+from infotorch.adaptation.ratios import (
     RATIOS,
     check_logits,
     check_valid,
@@ -39,7 +40,6 @@ from infotorch.adaptation.class_ratios import (
     pixel_counts,
     pixel_sums,
 )
-from infotorch.adaptation.priors import as_class_ratios
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range, check_tensor
 from infotorch.core.reduce import zero_outside

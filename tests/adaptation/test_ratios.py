@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infotorch.adaptation import class_ratio_kl, class_ratios, class_size_penalty, entropy_map, mutual_information
-from infotorch.adaptation.class_ratios import pixel_sums
+from infotorch.adaptation.ratios import pixel_sums
 
 
 def logits(*shape, seed=0, scale=2.0):
