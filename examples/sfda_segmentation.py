@@ -229,7 +229,7 @@ Progress = Callable[[str], None]
 def study(
     make: Callable[[int, str, Generator], Scenes], sizes: Tensor | None, seed: int, args: Any, tell: Progress
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]], dict[str, Any]]:
-    """One seed: the arms on the first shift, four of them on all shifts, and what the picture shows."""
+    """One seed: the arms on the first shift, five of them on all shifts, and what the picture shows."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     source, target = make(args.images, "train", generator), make(args.images, "train", generator)
@@ -266,6 +266,7 @@ def study(
         oracle = supervised(copy.deepcopy(network), Scenes(x, target.y), args.epochs, LR)
         models: dict[str, nn.Module] = {
             "no adaptation": network,
+            "batch statistics only": batch_statistics(network, x),
             "entropy, all layers": entropy_only,
             "SFDA, sizes and tags": with_tags,
             "oracle": oracle,
@@ -278,7 +279,7 @@ def study(
         guessed = guesser.ratios(x, least=0.01)
         models = {
             "no adaptation": network,
-            "batch statistics only": batch_statistics(network, x),
+            "batch statistics only": models["batch statistics only"],
             "entropy, norm layers (Tent)": adapt(SFDALoss(prior_weight=0.0), norm_layers_only(network)),
             "entropy, all layers": entropy_only,
             "ratios only, tags": adapt(loss(entropy_weight=0.0), prior=own),
@@ -322,7 +323,7 @@ def plot(results: dict[str, Any], pictures: dict[str, dict[str, Tensor]], path: 
 
     labels = ListedColormap(["#202020", COLORS[1], COLORS[2]])
     rows = 2 * len(pictures)
-    figure = plt.figure(figsize=(16, 2.2 * rows), layout="constrained")
+    figure = plt.figure(figsize=(16, 1.8 * rows), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
     titles = list(next(iter(pictures.values())))
     axes = left.subplots(rows, len(titles))
@@ -339,7 +340,8 @@ def plot(results: dict[str, Any], pictures: dict[str, dict[str, Tensor]], path: 
                 if 2 * j + i == 0:
                     axis.set_title(title, fontsize=10)
     panels = right.subplots(len(pictures), 2, squeeze=False)
-    ends = {"no adaptation": 7, "entropy, all layers": 4, "SFDA, sizes and tags": 3, "oracle": 0}
+    ends = {"no adaptation": 7, "batch statistics only": 2, "entropy, all layers": 4}
+    ends |= {"SFDA, sizes and tags": 3, "oracle": 0}
     for kind, (one, two) in zip(pictures, panels, strict=True):
         arms, shifts = results[f"{kind}: arms"], results[f"{kind}: shifts"]
         classes = {f"class {k}": (k, list(arms.values())) for k in (1, 2)}
