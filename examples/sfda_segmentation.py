@@ -356,11 +356,11 @@ def plot(results: dict[str, Any], pictures: dict[str, dict[str, Tensor]], path: 
 def main() -> None:
     parser = base_parser(__doc__, slug="sfda-segmentation", seeds=2)
     add_data_root(parser)
-    parser.add_argument("--images", type=int, default=None, help="source, and target (none given: 160; 400 if --full)")
+    parser.add_argument("--images", type=int, default=None, help="source, and target (none given: 140; 400 if --full)")
     parser.add_argument("--epochs", type=int, default=None, help="of adaptation (none given: 8; 12 if --full)")
     parser.add_argument("--patience", type=int, default=None, help="stop an adaptation on a plateau of its loss")
     args = parser.parse_args()
-    args.images = args.images or (400 if args.full else 160)
+    args.images = args.images or (400 if args.full else 140)
     args.epochs = args.epochs or (12 if args.full else 8)
     args.tests = 200 if args.full else 100
     seeds = [args.seed + i for i in range(args.seeds or (3 if args.full else 2))]

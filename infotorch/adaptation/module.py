@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from infotorch.adaptation.metrics import DiceScore
 from infotorch.adaptation.priors import tagged_ratios
 from infotorch.adaptation.sfda import SFDALoss, SFDAOutput
-from infotorch.core._checks import check_range, check_tensor, shape_of
+from infotorch.core._checks import check_bool_mask, check_range, check_tensor, shape_of
 from infotorch.core._kernels import check_finite
 
 FIELDS = ("image", "prior", "tags", "valid", "mask", "subject")
@@ -73,9 +73,9 @@ class SFDAModule(LightningModule):
     """Source-free adaptation of any segmentation network.
 
     A batch is a tensor of images, a pair of images and class ratios ``(B, K)``, or a mapping with ``"image"`` and
-    perhaps ``"prior"`` (ratios), ``"tags"`` (boolean ``(B, K)``: which classes are in the image; the loss's prior then
-    becomes the image's own), ``"valid"`` (boolean ``(B, *S)``: pixels that count), and, for validation only, ``"mask"``
-    (labels) and ``"subject"`` (the volume that a slice is from).
+    perhaps ``"prior"`` (ratios), ``"tags"`` (boolean ``(B, K)``, for sigmoids ``(B, C)``: which classes are in the
+    image; the loss's prior then becomes the image's own), ``"valid"`` (boolean ``(B, *S)``: pixels that count), and,
+    for validation only, ``"mask"`` (labels) and ``"subject"`` (the volume that a slice is from).
 
     All parameters that require a gradient are trained, with Adam, the network in training mode, so that batch
     normalization uses and keeps the target's statistics. To adapt fewer, call ``requires_grad_(False)`` on the others.
@@ -85,7 +85,7 @@ class SFDAModule(LightningModule):
     Args:
         network: From images to logits, see :func:`segmentation_logits`.
         loss: An :class:`SFDALoss`, or a mapping of its arguments.
-        lr: Adam's step size; the released recipe's 1e-6, for 100 epochs of thousands of slices. Small sets need more.
+        lr: Adam's step size; by default that of the released recipe, which runs for 100 epochs. Short runs need more.
         weight_decay: L2 penalty in Adam.
         lr_decay: Factor of the step size every ``lr_decay_epochs`` epochs.
         lr_decay_epochs: How often.
@@ -141,7 +141,10 @@ class SFDAModule(LightningModule):
                 raise ValueError(
                     "tags: expected a prior in the loss and none in the batch, for tags to make it the image's"
                 )
-            prior = tagged_ratios(self.loss.prior, tags)
+            if self.loss.activation == "sigmoid":  # ratios and tags of foregrounds: no background takes what is freed
+                prior = self.loss.prior * check_bool_mask("tags", tags, (len(images), *self.loss.prior.shape))
+            else:
+                prior = tagged_ratios(self.loss.prior, tags)
         logits = self(images)
         return self.loss(logits, prior, valid=batch.get("valid")), logits
 

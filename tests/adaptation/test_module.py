@@ -108,6 +108,16 @@ def test_batches_with_priors_tags_and_masks():
     torch.testing.assert_close(module.losses(adaptation_batch(x))[0].loss, expected["image"])
 
 
+def test_tags_of_sigmoids():
+    prior, tags = torch.tensor([0.2, 0.3]), torch.tensor([[True, True], [False, True], [False, False]])
+    module, x = SFDAModule(network(), {"prior": prior, "activation": "sigmoid"}), images(3)
+    own = torch.tensor([[0.2, 0.3], [0.0, 0.3], [0.0, 0.0]])
+    expected = sfda_loss(module(x), own, activation="sigmoid").loss
+    torch.testing.assert_close(module.losses({"image": x, "tags": tags})[0].loss, expected)
+    with pytest.raises(ValueError, match=r"tags: expected shape \(3, 2\), got \(3, 1\)"):
+        module.losses({"image": x, "tags": tags[:, :1]})
+
+
 def test_labels_do_not_change_the_training():
     masks, found = torch.randint(2, (8, 8, 8)), []
     for more in ({}, {"mask": masks}):
