@@ -13,6 +13,7 @@ from infotorch.nn.eafo import (
 )
 from infotorch.nn.mlp import mlp
 from infotorch.nn.set_attention import AttentionBlock, AttentionPooling, InducedSelfAttention, SelfAttention
+from infotorch.nn.unet import UNet
 
 __all__ = [
     "AttentionBlock",
@@ -36,5 +37,6 @@ __all__ = [
     "crrelu",
     "eafo_correction",
     "entropy_direction",
+    "UNet",
     "mlp",
 ]

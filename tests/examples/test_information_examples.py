@@ -18,6 +18,7 @@ SMALL = {
     "dse": ("dse", ["--epochs", "1"]),
     "entropic_ot": ("entropic-ot", []),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
+    "sfda_segmentation": ("sfda-segmentation", ["--images", "40", "--epochs", "1"]),
     "representation_geometry": ("representation-geometry", ["--steps", "5"]),
 }
 
