@@ -1,7 +1,7 @@
 """Network parts: layers and small models used across the library."""
 
 from infotorch.nn.critics import BilinearCritic, Critic, GaussianConditional, JointCritic, SeparableCritic
-from infotorch.nn.crrelu import CRReLU, convert_activations, crrelu
+from infotorch.nn.activations import CRReLU, convert_activations, crrelu
 from infotorch.nn.decoder import DecoderOutput, KVCache, TinyDecoder
 from infotorch.nn.eafo import (
     CorrectedActivation,
