@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningDataModule
@@ -117,7 +117,7 @@ class Split:
 
     @classmethod
     def standard(cls, name: str, length: int) -> Split:
-        """The field's splits: 12, 4 and 4 months of 30 days (``"ett_hour"``, ``"ett_minute"``), else 7:1:2 (``"ratio"``).
+        """The field's splits: ``"ett_hour"`` and ``"ett_minute"`` 12, 4, 4 months of 30 days; ``"ratio"`` 7:1:2.
 
         Raises:
             ValueError: Unknown name, or a series shorter than the months need.
@@ -272,6 +272,6 @@ class SeriesDataModule(LightningDataModule):
         return DataLoader(windows, self.batch_size, sampler=sampler, collate_fn=_whole)
 
 
-def _whole(batch: WindowBatch) -> WindowBatch:
+def _whole(batch: Any) -> WindowBatch:
     """A batch that `Windows.__getitems__` has put together."""
     return batch

@@ -9,7 +9,7 @@ from infotorch.forecasting.entrope import (
     RandomSegmenter,
 )
 from infotorch.forecasting.entropy_model import EntropyModel, next_token_loss
-from infotorch.forecasting.forecaster import EntropyPretraining, EntroPEForecaster, Forecaster
+from infotorch.forecasting.forecaster import EntroPEForecaster, EntropyPretraining, Forecaster
 from infotorch.forecasting.patching import (
     boundary_mask,
     fixed_starts,

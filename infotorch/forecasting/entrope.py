@@ -1,9 +1,9 @@
 r"""EntroPE: a patch transformer for forecasting whose patches begin where the next value is hard to predict.
 
 A window is normalized (`RevIN`), each channel on its own turned into tokens, and cut into patches by a segmenter: by
-the entropies of a small causal model (:class:`EntropySegmenter`), at fixed places (:class:`FixedSegmenter`) or at random
-ones (:class:`RandomSegmenter`). Steps are pooled into patches, the patches exchange information in a transformer,
-the steps read it back, and a linear head forecasts the horizon.
+the entropies of a small causal model (:class:`EntropySegmenter`), at fixed places (:class:`FixedSegmenter`) or at
+random ones (:class:`RandomSegmenter`). Steps are pooled into patches, the patches exchange information in a
+transformer, the steps read it back, and a linear head forecasts the horizon.
 
 Reference: S. Abeywickrama et al., "EntroPE: entropy-guided dynamic patch encoder for time series forecasting", 2025,
 arXiv:2509.26157.
@@ -84,32 +84,24 @@ class FixedSegmenter(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Starts ``(N, L + 1)``."""
-        return fixed_starts(*tokens.shape, self.patch, tokens.device)
+        return fixed_starts(len(tokens), tokens.shape[1], self.patch, tokens.device)
 
 
 class RandomSegmenter(nn.Module):
-    """As many patches in every row as another segmenter finds, at random places: a control.
+    """As many patches in every row as another segmenter finds, at random places: a control, see :func:`random_starts`.
 
     Args:
         counts: Segmenter whose numbers of patches are kept.
-        seed: Of the places, which are drawn anew at every call.
+        seed: Of the places.
     """
 
     def __init__(self, counts: nn.Module, seed: int = 0) -> None:
         super().__init__()
-        self.counts, self.generator = counts, torch.Generator().manual_seed(seed)
+        self.counts, self.seed = counts, seed
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Starts ``(N, L + 1)``."""
-        return random_starts(self.counts(tokens), self.generator)
-
-    def get_extra_state(self) -> Tensor:
-        """Where the random numbers stand, so that training continues from a checkpoint as if it had not stopped."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Any) -> None:
-        """Counterpart of `get_extra_state`."""
-        self.generator.set_state(state.cpu())
+        return random_starts(self.counts(tokens), tokens, self.seed)
 
 
 class PatchTransformer(nn.Module):

@@ -132,18 +132,29 @@ def fixed_starts(rows: int, length: int, patch: int, device: torch.device | None
     return ((position % patch == 0) & (position < length)).expand(rows, -1)
 
 
-def random_starts(starts: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def random_starts(starts: Tensor, tokens: Tensor, seed: int = 0) -> Tensor:
     """As many starts in every row, elsewhere: the control that shows whether the places matter or their number.
 
-    The first stays; patches may become longer than a limit that ``starts`` obeyed.
+    Places depend on the row's tokens and the seed alone, so that a window has the same ones in every batch and epoch.
+    The first start stays; patches may become longer than a limit that ``starts`` obeyed.
+
+    Args:
+        starts: Boolean, ``(N, L + 1)``.
+        tokens: Integers, ``(N, L)``.
+        seed: Another seed, other places.
 
     >>> starts = torch.tensor([[True, True, False, False, True]])
-    >>> random_starts(starts, torch.Generator().manual_seed(0)).sum().item()
+    >>> random_starts(starts, torch.tensor([[5, 6, 7, 8]])).sum().item()
     3
     """
-    device = "cpu" if generator is None else generator.device
-    order = torch.rand(starts.shape[0], starts.shape[1] - 1, generator=generator, device=device).argsort(1)
-    return torch.cat((starts[:, :1], starts[:, 1:].gather(1, order.to(starts.device))), 1)
+    position = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    # A linear congruence of the row, then the finalizer of MurmurHash3 on 32 bits, for every position.
+    key = (tokens * position.pow(3) * 0x9E3779B1 + seed).sum(1, keepdim=True)
+    h = (key + position * 0x85EBCA6B) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF
+    order = (h ^ (h >> 16)).argsort(1, stable=True)
+    return torch.cat((starts[:, :1], starts[:, 1:].gather(1, order)), 1)
 
 
 def start_ids(starts: Tensor) -> Tensor:

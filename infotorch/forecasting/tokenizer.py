@@ -87,8 +87,8 @@ class Quantizer(nn.Module):
     by their scale), not on standardized windows before either step; values below -1e20 fall into the lowest bin.
 
     >>> quantizer = Quantizer().fit(torch.randn(100, 96, generator=torch.Generator().manual_seed(0)))
-    >>> quantizer(torch.tensor([[0.0, 1.0, -1.0, 2.0, 100.0, -100.0]])).tolist()
-    [[130, 133, 128, 135, 255, 5]]
+    >>> quantizer(torch.tensor([[0.0, 1.0, -1.0, 2.0, 100.0, -100.0]]), torch.ones(1, 1)).tolist()
+    [[130, 180, 80, 229, 255, 5]]
     """
 
     centers: Tensor
