@@ -135,7 +135,7 @@ class Split:
 class WindowBatch(NamedTuple):
     """Numbers of the windows, and the windows: ``x (B, L, C)`` and what follows, ``y (B, H, C)``."""
 
-    index: Tensor
+    number: Tensor
     x: Tensor
     y: Tensor
 

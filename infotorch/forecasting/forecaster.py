@@ -199,7 +199,7 @@ class EntroPEForecaster(Forecaster):
         """Starts of the patches ``(B C, L + 1)`` of training windows."""
         if not self.cache:
             return self.model.segment(batch.x)
-        keys = batch.index.tolist()
+        keys = batch.number.tolist()
         new = [i for i, key in enumerate(keys) if key not in self._starts]
         if new:
             found = self.model.segment(batch.x[new]).unflatten(0, (len(new), -1)).cpu()

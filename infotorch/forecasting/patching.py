@@ -153,7 +153,7 @@ def random_starts(starts: Tensor, tokens: Tensor, seed: int = 0) -> Tensor:
     h = (key + position * 0x85EBCA6B) & 0xFFFFFFFF
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF
-    order = (h ^ (h >> 16)).argsort(1, stable=True)
+    order = (h ^ (h >> 16)).sort(dim=1, stable=True).indices
     return torch.cat((starts[:, :1], starts[:, 1:].gather(1, order)), 1)
 
 

@@ -88,7 +88,7 @@ class Quantizer(nn.Module):
 
     >>> quantizer = Quantizer().fit(torch.randn(100, 96, generator=torch.Generator().manual_seed(0)))
     >>> quantizer(torch.tensor([[0.0, 1.0, -1.0, 2.0, 100.0, -100.0]]), torch.ones(1, 1)).tolist()
-    [[130, 180, 80, 229, 255, 5]]
+    [[130, 181, 78, 232, 255, 5]]
     """
 
     centers: Tensor
