@@ -28,7 +28,7 @@ from infotorch.forecasting.patching import (
     patch_starts,
     random_starts,
 )
-from infotorch.forecasting.revin import RevIN
+from infotorch.forecasting.revin import RevIN, instance_statistics
 from infotorch.forecasting.tokenizer import Quantizer, token_ids
 
 __all__ = ["EntroPE", "EntropySegmenter", "FixedSegmenter", "PatchTransformer", "RandomSegmenter"]
@@ -194,7 +194,8 @@ class EntroPE(nn.Module):
 
     Deviations from the authors' code: padding is masked (see :class:`PatchTransformer`), entropies are in float32, and
     windows of any length are rows of the entropy model. Values are normalized in the same way where the entropy model
-    is trained and where it is used.
+    is trained and where it is used; the learned scale and shift of `RevIN`, which get no gradient through tokens, act
+    on the forecast alone, so that a window's boundaries never change.
 
     >>> model = EntroPE(FixedSegmenter(8), Quantizer(), lookback=24, horizon=4, channels=2)
     >>> model(torch.randn(3, 24, 2)).shape
@@ -224,8 +225,9 @@ class EntroPE(nn.Module):
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``(B C, L)``, means and deviations."""
-        z, mean, std = self.revin.normalize(x)
-        rows = z.detach().transpose(1, 2).flatten(0, 1)
+        mean, std = instance_statistics(x, self.revin.eps)
+        rows = ((x.detach() - mean) / std).transpose(1, 2).flatten(0, 1)
+        rows = rows.contiguous()  # with one channel it is still a view
         return token_ids(rows, self.quantizer.edges, None, self.quantizer.special), mean, std
 
     @torch.no_grad()
@@ -259,4 +261,5 @@ class EntroPE(nn.Module):
         tokens, mean, std = self._rows(x)
         states = self.core(tokens, lengths)
         z = self.dropout(self.head(states.to(self.head.weight.dtype).transpose(1, 2).flatten(1)))
-        return self.revin.denormalize(z.unflatten(0, (len(x), -1)).transpose(1, 2), mean, std)
+        # Contiguous: compiled, the gradient of a loss may come in another layout than the view's backward expects.
+        return self.revin.denormalize(z.unflatten(0, (len(x), -1)).transpose(1, 2).contiguous(), mean, std)
