@@ -269,7 +269,9 @@ class SeriesDataModule(LightningDataModule):
         return self._loader(self.test)
 
     def _loader(self, windows: Windows, sampler: Sampler[int] | None = None) -> DataLoader[WindowBatch]:
-        return DataLoader(windows, self.batch_size, sampler=sampler, collate_fn=_whole)
+        # Its own generator: by default every pass draws a number from the global one, which belongs to dropout.
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(windows, self.batch_size, sampler=sampler, collate_fn=_whole, generator=generator)
 
 
 def _whole(batch: Any) -> WindowBatch:

@@ -106,6 +106,10 @@ class EntropyPretraining(_Module):
         """Log ``val/cross_entropy``."""
         self.log("val/cross_entropy", self.loss(batch), batch_size=len(batch.x), sync_dist=True)
 
+    def test_step(self, batch: WindowBatch, batch_idx: int) -> None:
+        """Log ``test/cross_entropy``."""
+        self.log("test/cross_entropy", self.loss(batch), batch_size=len(batch.x), sync_dist=True)
+
     def configure_optimizers(self) -> Any:
         """AdamW, decay on matrices only, cosine schedule per step."""
         matrices, others = [], []
