@@ -225,7 +225,8 @@ def plot(series: dict[str, tuple[Tensor, ...]], errors: dict[str, dict[str, Any]
         upper.plot(values, color="black", linewidth=1.3)
         marks = switch.nonzero().flatten()
         marks = marks[marks < len(values)]
-        upper.plot(marks, values[marks], "v", color=COLORS[4], markersize=6, label="switch")
+        if len(marks):
+            upper.plot(marks, values[marks], "v", color=COLORS[4], markersize=6, label="switch")
         upper.plot([], [], color=COLORS[2], label="boundary")
         upper.set(title=title, ylim=(float(values.min()) - 0.2, float(values.max()) + 0.9), xlim=(0, len(values)))
         upper.legend(loc="upper left", ncols=2, fontsize=8)
@@ -332,9 +333,9 @@ def describe(args: Any, setting: dict[str, Any]) -> str:
     data = "" if args.data_root else "Data: three channels, each a daily season, a wave with switches, and noise. "
     return (
         f"Look-back {LOOKBACK}; {budget}. {data}Core: width {core['dim']}, {core['layers']} layers over patches, "
-        f"hidden width {core['multiple_of']}; Adam 1e-2 with one cycle, DLinear too. Entropy: patches begin above the row's "
-        f"{rule['quantile']} quantile and are at most {rule['max_length']} steps long; random: as many in every row; "
-        f"fixed: {fixed} steps, {LOOKBACK // fixed} patches. Standardized by the training part; no test window is "
+        f"hidden width {core['multiple_of']}; Adam 1e-2 with one cycle, DLinear too. Entropy: patches begin above the "
+        f"row's {rule['quantile']} quantile and are at most {rule['max_length']} steps long; random: as many in every "
+        f"row; fixed: {fixed} steps, {LOOKBACK // fixed} patches. Standardized by the training part; no test window is "
         "dropped to fill a batch. Season: 24 steps, 7 for exchange rates. Switches: sine waves with periods of "
         f"{', '.join(map(str, PERIODS))} steps, entropy model with 64 tokens, {args.switch_steps} steps of 64 windows, "
         f"quantile 0.9, test windows without their first {max(PERIODS)} steps"
