@@ -22,6 +22,8 @@ ROOMS = {
     "rlvr": "rlvr",
     "rlvr.tasks": "rlvr",
     "nn": "nn",
+    "data": "data",
+    "forecasting": "forecasting",
     "report": "report",
 }
 
