@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from infotorch.core import distributed as dist
 from infotorch.core._checks import check_choice, check_tensor
 
 __all__ = ["SeriesDataModule", "Split", "WindowBatch", "Windows", "read_long", "read_wide"]
@@ -143,11 +144,16 @@ class WindowBatch(NamedTuple):
 class Windows(Dataset[WindowBatch]):
     """All windows of a series, ``stride`` steps apart.
 
+    Raises:
+        ValueError: The series is shorter than one window and its horizon.
+
     >>> len(Windows(torch.zeros(10, 1), lookback=4, horizon=2)), len(Windows(torch.zeros(10, 1), 4, 2, stride=2))
     (5, 3)
     """
 
     def __init__(self, values: Tensor, lookback: int, horizon: int, stride: int = 1) -> None:
+        if len(values) < lookback + horizon:
+            raise ValueError(f"values: expected at least {lookback + horizon} steps, got {len(values)}")
         self.values, self.lookback, self.horizon, self.stride = values, lookback, horizon, stride
 
     def __len__(self) -> int:
@@ -166,22 +172,25 @@ class Windows(Dataset[WindowBatch]):
         return WindowBatch(index, cut[:, : self.lookback], cut[:, self.lookback :])
 
 
-class EpochSampler(Sampler[int]):
-    """Windows in an order that depends on seed and epoch alone, so that a resumed epoch sees the same ones."""
+class EpochSampler(DistributedSampler[Any]):
+    """Windows in an order that depends on seed and epoch alone, so that a resumed epoch sees the same ones.
 
-    def __init__(self, size: int, count: int | None, seed: int) -> None:
-        self.size, self.count, self.seed, self.epoch = size, min(count or size, size), seed, 0
+    Processes share the windows of an epoch; the last ones may repeat a few of the first, so that all have as many.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = epoch
+    def __init__(self, windows: Windows, count: int | None, seed: int) -> None:
+        super().__init__(windows, dist.world_size(), dist.rank(), seed=seed)
+        self.size = len(windows)
+        self.count = min(count or self.size, self.size)
 
     def __len__(self) -> int:
-        return self.count
+        return -(self.count // -self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(self.size, generator=generator)[: self.count].tolist()
+        order = torch.randperm(self.size, generator=generator)[: self.count]
+        order = order[torch.arange(len(self) * self.num_replicas) % self.count]
+        yield from order[self.rank :: self.num_replicas].tolist()
 
 
 class SeriesDataModule(LightningDataModule):
@@ -258,7 +267,7 @@ class SeriesDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[WindowBatch]:
         """Training windows in random order."""
-        return self._loader(self.train, EpochSampler(len(self.train), self.train_windows, self.seed))
+        return self._loader(self.train, EpochSampler(self.train, self.train_windows, self.seed))
 
     def val_dataloader(self) -> DataLoader[WindowBatch]:
         """Validation windows in order."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from infotorch.core._checks import check_choice
 
-__all__ = ["Block", "CrossAttention", "patch_mask", "pool_patches", "rotate"]
+__all__ = ["Block", "CrossAttention", "patch_mask", "pool_patches", "rotate", "step_mask"]
 
 
 def patch_mask(ids: Tensor, patches: int, window: int | None = None) -> Tensor:
@@ -36,7 +36,15 @@ def patch_mask(ids: Tensor, patches: int, window: int | None = None) -> Tensor:
 
 
 def step_mask(ids: Tensor, patches: int, window: int | None = None) -> Tensor:
-    """Which patches a step sees, ``(N, L, P)``: patch j where its own, i, has ``j <= i < j + window``."""
+    """Which patches a step sees, ``(N, L, P)``: patch j where its own, i, has ``j <= i < j + window``.
+
+    Arguments are those of :func:`patch_mask`.
+
+    >>> step_mask(torch.tensor([[0, 0, 1]]), 2, window=2).int()
+    tensor([[[1, 0],
+             [1, 0],
+             [1, 1]]], dtype=torch.int32)
+    """
     back = ids.unsqueeze(2) - torch.arange(patches, device=ids.device)
     return (back >= 0) & (back < (window or 1))
 

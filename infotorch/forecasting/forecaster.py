@@ -193,22 +193,26 @@ class EntroPEForecaster(Forecaster):
             raise TypeError(f"model: expected an EntroPE, got {type(model).__name__}")
         super().__init__(model, lr=lr)
         self.cache = cache
-        self._starts: dict[int, Tensor] = {}
+        self._kept = torch.zeros(0, model.revin.channels, model.lookback + 1, dtype=torch.bool)
 
     def on_fit_start(self) -> None:
         """Forget boundaries of other data."""
-        self._starts.clear()
+        self._kept = self._kept[:0]
 
     def starts(self, batch: WindowBatch) -> Tensor:
         """Starts of the patches ``(B C, L + 1)`` of training windows."""
         if not self.cache:
             return self.model.segment(batch.x)
-        keys = batch.number.tolist()
-        new = [i for i, key in enumerate(keys) if key not in self._starts]
-        if new:
-            found = self.model.segment(batch.x[new]).unflatten(0, (len(new), -1)).cpu()
-            self._starts |= {keys[i]: starts for i, starts in zip(new, found, strict=True)}
-        return torch.cat([self._starts[key] for key in keys]).to(batch.x.device)
+        number = batch.number.cpu()
+        missing = int(number.max()) + 1 - len(self._kept)
+        if missing > 0:
+            more = self._kept.new_zeros(max(missing, len(self._kept)), *self._kept.shape[1:])
+            self._kept = torch.cat((self._kept, more))
+        new = ~self._kept[number, 0, 0]  # every window that was cut has a start at 0
+        if bool(new.any()):
+            found = self.model.segment(batch.x[new.to(batch.x.device)])
+            self._kept[number[new]] = found.unflatten(0, (-1, self._kept.shape[1])).cpu()
+        return self._kept[number].flatten(0, 1).to(batch.x.device)
 
     def forecast(self, batch: WindowBatch) -> Tensor:
         """Forecast of a training batch, with boundaries from the cache."""

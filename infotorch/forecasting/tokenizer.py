@@ -112,9 +112,11 @@ class Quantizer(nn.Module):
         """Let the range be that of all but a share ``tail`` on either side of the scaled values of ``x``, ``(N, L)``.
 
         Raises:
-            ValueError: ``tail`` not in [0, 0.5), or fewer than two different values.
+            ValueError: ``x`` is not a matrix, ``tail`` not in [0, 0.5), or fewer than two different values.
         """
         check_range("tail", tail, 0.0, 0.5, high_open=True)
+        if check_tensor("x", x).ndim != 2:
+            raise ValueError(f"x: expected shape (N, L), got {tuple(x.shape)}")
         scaled = x / mean_scale(x)
         low, high = (float(masked_quantile(scaled, scaled.isfinite(), q)) for q in (tail, 1 - tail))
         if not low < high:

@@ -99,6 +99,8 @@ def test_windows_are_what_they_say():
     assert y.flatten().tolist() == [16, 17]
     with pytest.raises(IndexError):
         windows[5]
+    with pytest.raises(ValueError, match="values: expected at least 6 steps, got 5"):
+        Windows(torch.zeros(5, 1), 4, 2)
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -111,6 +113,20 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert order(0, 1) == order(0, 1)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
+
+
+def test_processes_share_the_windows_of_an_epoch(monkeypatch):
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr("infotorch.core.distributed.world_size", lambda: 3)
+        monkeypatch.setattr("infotorch.core.distributed.rank", lambda rank=rank: rank)
+        sampler = module(train_windows=20).train_dataloader().sampler
+        parts.append(list(sampler))
+        assert len(parts[-1]) == len(sampler) == 7
+    monkeypatch.undo()
+    whole = list(module(train_windows=20).train_dataloader().sampler)
+    together = [i for step in zip(*parts, strict=True) for i in step]
+    assert together == [*whole, whole[0]]
 
 
 @pytest.mark.parametrize(
