@@ -184,6 +184,12 @@ class EntroPEForecaster(Forecaster):
 
     Raises:
         TypeError: ``model`` is no `EntroPE`.
+
+    >>> from infotorch.forecasting import FixedSegmenter
+    >>> net = EntroPEForecaster(EntroPE(FixedSegmenter(8), Quantizer(), lookback=24, horizon=4))
+    >>> batch = WindowBatch(torch.tensor([7]), torch.randn(1, 24, 1), torch.randn(1, 4, 1))
+    >>> net.starts(batch).nonzero()[:, 1]
+    tensor([ 0,  8, 16])
     """
 
     model: EntroPE
