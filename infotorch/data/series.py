@@ -61,7 +61,7 @@ def read_long(
     """A table with one row per series and time step, as :func:`read_wide` returns it; series are sorted by name.
 
     Times are sorted as numbers if all are, else as texts (ISO dates sort right). A series that lacks a time step that
-    another has is NaN there.
+    another has is NaN there; a step that all lack cannot be noticed.
 
     Args:
         path: Comma-separated file with a header.
