@@ -23,6 +23,8 @@ ROOMS = {
     "rlvr.tasks": "rlvr",
     "nn": "nn",
     "adaptation": "adaptation",
+    "data": "data",
+    "forecasting": "forecasting",
     "report": "report",
 }
 

@@ -17,6 +17,7 @@ SMALL = {
     "dependence": ("dcov-dependence", ["--repeats", "1"]),
     "dse": ("dse", ["--epochs", "1"]),
     "entropic_ot": ("entropic-ot", []),
+    "entrope": ("entrope", ["--steps", "3", "--switch-steps", "4"]),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
     "sfda_segmentation": ("sfda-segmentation", ["--images", "40", "--epochs", "1"]),
     "representation_geometry": ("representation-geometry", ["--steps", "5"]),
