@@ -173,7 +173,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     count = args.tasks or (300 if args.full else 60)
-    few, steps = (20, 1000) if args.full else (3, 200)
+    few, steps = (20, 1000) if args.full else (5, 300)
     results: dict[str, Any] = {}
     with tqdm(total=6 * (5 * count + 3 * few), desc="estimates") as bar:
         for kind, families in (("seen", SEEN_FAMILIES), ("unseen", UNSEEN_FAMILIES)):

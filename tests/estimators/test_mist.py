@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from infotorch.core.gaussian import canonical_correlations, normal_scores
+from infotorch.core.gaussian import canonical_correlations, copula_mi, normal_scores
 from infotorch.distributions import MetaDistribution, Normal, bivariate_normal, dense_covariance
 from infotorch.estimators import MIST, EstimationWarning
 from infotorch.estimators.mist import (
@@ -161,6 +161,14 @@ def test_half_precision_and_compile():
         assert torch.allclose(net(batch)[0].float(), expected, atol=0.1)
     compiled = torch.compile(lambda x, y: net(PairBatch(x, y, batch.columns))[0], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(batch.x, batch.y), expected)
+
+
+def test_an_untrained_network_gives_the_corrected_copula_estimate():
+    x, y = Normal(dense_covariance(5, 0.5), 2).sample(90)
+    mean, quantiles = network()(PairBatch.of([view_pair(x, y, "canonical")]), torch.full((1, 2), 0.3).double())
+    expected = copula_mi(x, y) * (1 - (5 / 90) ** 2)
+    torch.testing.assert_close(mean[0], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(quantiles[0, 0], mean[0])
 
 
 def test_pinball_is_least_at_the_quantile():
@@ -330,7 +338,8 @@ def test_batches_are_numbered():
 def test_training_lowers_the_loss():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = MISTModule(dataclasses.replace(SMALL, embedding_dropout=0.0, row_dropout=0.0), steps=60)
+        bare = dataclasses.replace(SMALL, embedding_dropout=0.0, row_dropout=0.0, summary=False)
+        module = MISTModule(bare, steps=60)
         batches = stream(batch_size=32, points=(50, 50), length=60)
         held_out = stream(batch_size=128, points=(50, 50), seed=1)[0]
         before = float(module.loss(held_out)["mse"])
