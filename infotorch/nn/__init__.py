@@ -1,7 +1,7 @@
 """Network parts: layers and small models used across the library."""
 
-from infotorch.nn.critics import BilinearCritic, Critic, GaussianConditional, JointCritic, SeparableCritic
 from infotorch.nn.activations import CRReLU, convert_activations, crrelu
+from infotorch.nn.critics import BilinearCritic, Critic, GaussianConditional, JointCritic, SeparableCritic
 from infotorch.nn.decoder import DecoderOutput, KVCache, TinyDecoder
 from infotorch.nn.eafo import (
     CorrectedActivation,
@@ -32,11 +32,11 @@ __all__ = [
     "SelfAttention",
     "SeparableCritic",
     "TinyDecoder",
+    "UNet",
     "activation_direction",
     "convert_activations",
     "crrelu",
     "eafo_correction",
     "entropy_direction",
-    "UNet",
     "mlp",
 ]
