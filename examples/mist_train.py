@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from common import COLORS, base_parser, plain_trainer, plotting, print_table, quiet_lightning, write_ledger
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
 from infotorch.distributions.meta import TRAINING_FAMILIES, MetaDistribution
@@ -38,7 +39,7 @@ class Curve(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_validation_epoch_end(self, trainer, module) -> None:  # noqa: ANN001
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what was just measured."""
         if not trainer.sanity_checking:
             found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}

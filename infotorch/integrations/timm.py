@@ -5,6 +5,8 @@ The class itself, ``act_layer=CRReLU``, needs nothing of this.
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.layers import create_act
 
 from infotorch.nn import CRReLU
@@ -27,7 +29,7 @@ def register(name: str = "crrelu") -> None:
     >>> sum(isinstance(m, CRReLU) for m in model.modules())
     11
     """
-    known = create_act._ACT_LAYER_DEFAULT
+    known: dict[str, Any] = create_act._ACT_LAYER_DEFAULT
     if known.get(name, CRReLU) is not CRReLU:
         raise ValueError(f"name: expected one that timm does not use, got {name!r}, which is {known[name].__name__}")
     known[name] = CRReLU

@@ -92,9 +92,8 @@ class KernelPrior:
 
     def __init__(self, samples: Tensor, bandwidth: float | None = None) -> None:
         self.samples = as_samples("samples", samples).flatten()
-        if bandwidth is None:
-            bandwidth = 1.06 * float(self.samples.std()) * len(self.samples) ** -0.2
-        self.bandwidth = check_range("bandwidth", bandwidth, 0.0, low_open=True)
+        silverman = 1.06 * float(self.samples.std()) * len(self.samples) ** -0.2
+        self.bandwidth = check_range("bandwidth", silverman if bandwidth is None else bandwidth, 0.0, low_open=True)
 
     def density(self, x: Tensor) -> Tensor:
         """``p(x)``."""

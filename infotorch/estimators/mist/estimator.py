@@ -122,16 +122,11 @@ class MIST(_Learned):
         >>> MIST().estimate_many([bivariate_normal(0.9).sample(100, seed) for seed in range(3)]).shape
         torch.Size([3])
         """
-        prepared = []
-        for x, y in pairs:
-            samples = paired_samples(x=x, y=y)
-            prepared.append(tuple(self._prepare(name, sample) for name, sample in samples.items()))
-            self._check_sizes(*prepared[-1])
+        prepared = [self._checked(x, y) for x, y in pairs]
         generator = generator_of(self.random_state)
         subsets = [self._subsets(x, y, generator) for x, y in prepared]
         views = [view_pair(x, y, self.training.view) for group in subsets for x, y in group]
-        found = self._read(views, (0.5,))
-        value = found[0] if found[0] is not None else found[1][:, 0]
+        value = _point(*self._read(views, (0.5,)))
         value = torch.stack([part.mean() for part in value.split([len(group) for group in subsets])])
         return value.clamp(min=0) if self.clip else value
 
@@ -156,11 +151,9 @@ class MIST(_Learned):
         """
         for level in levels:
             check_range("levels", level, 0.0, 1.0, low_open=True, high_open=True)
-        samples = paired_samples(x=x, y=y)
-        pair = tuple(self._prepare(name, sample) for name, sample in samples.items())
-        self._check_sizes(*pair)
         ordered = sorted(levels)
-        views = [view_pair(*part, self.training.view) for part in self._subsets(*pair, generator_of(self.random_state))]
+        subsets = self._subsets(*self._checked(x, y), generator_of(self.random_state))
+        views = [view_pair(a, b, self.training.view) for a, b in subsets]
         _, found = self._read(views, tuple(ordered))
         if found is None:
             raise ValueError("weights: expected a network with a head for quantiles, got one without")
@@ -189,7 +182,7 @@ class MIST(_Learned):
         True
         """
         check_range("softness", softness, 0.0, low_open=True)
-        sides = []
+        sides: list[Tensor] = []
         for name, v in (("x", x), ("y", y)):
             if not isinstance(v, Tensor) or not v.is_floating_point():
                 raise TypeError(
@@ -197,12 +190,18 @@ class MIST(_Learned):
                 )
             sides.append(v.unsqueeze(1) if v.ndim == 1 else v)
         paired_samples(x=x.detach(), y=y.detach())
-        self._check_sizes(*sides, most=True)
+        self._check_sizes(sides[0], sides[1], most=True)
         network = self.network.to(x.device)
-        batch = PairBatch.of([tuple(v.float() for v in soft_view_pair(*sides, self.training.view, softness))])
-        mean, quantiles = network(batch, torch.full((1, 1), 0.5, device=x.device))
-        value = mean if mean is not None else quantiles[:, 0]
-        return value[0]
+        a, b = soft_view_pair(sides[0], sides[1], self.training.view, softness)
+        levels = torch.full((1, 1), 0.5, device=x.device)
+        return _point(*network(PairBatch.of([(a.float(), b.float())]), levels))[0]
+
+    def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
+        """Numbers of a sample that the network may be asked about."""
+        samples = paired_samples(x=x, y=y)
+        x, y = (self._prepare(name, sample) for name, sample in samples.items())
+        self._check_sizes(x, y)
+        return x, y
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         return as_numbers(name, sample)
@@ -218,7 +217,7 @@ class MIST(_Learned):
         self._check_sizes(x, y)
         subsets = self._subsets(x, y, generator_of(self.random_state))
         tail = (1 - (self.confidence or 0.95)) / 2
-        views = [view_pair(*pair, training.view) for pair in subsets]
+        views = [view_pair(a, b, training.view) for a, b in subsets]
         means, quantiles = self._read(views, (tail, 0.5, 1 - tail))
         median = None if quantiles is None else float(quantiles[:, 1].mean())
         value = float(means.mean()) if means is not None else median
@@ -282,3 +281,11 @@ class MIST(_Learned):
             None if parts[0] is None else torch.cat(parts).double().cpu()[back] for parts in zip(*found, strict=True)
         )
         return means, None if quantiles is None else quantiles.sort(1).values
+
+
+def _point(mean: Tensor | None, quantiles: Tensor | None) -> Tensor:
+    """The mean, or without a head for it the first quantile asked for."""
+    if mean is not None:
+        return mean
+    assert quantiles is not None
+    return quantiles[:, 0]

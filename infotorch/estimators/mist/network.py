@@ -162,7 +162,9 @@ class ReleasedEncoder(nn.Module):
     def forward(self, batch: PairBatch) -> Tensor:
         """The representation of every sample."""
         rows, padding = self.embedding_mlp(self._rows(batch)), batch.padding
-        for layer in self.feature_interaction_block["layers"]:
+        layers = self.feature_interaction_block["layers"]
+        assert isinstance(layers, nn.ModuleList)
+        for layer in layers:
             rows = layer(rows, padding) if isinstance(layer, SelfAttention) else layer(rows)
         for layer in self.encoder:
             rows = layer(rows, padding)

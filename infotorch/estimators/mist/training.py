@@ -86,7 +86,7 @@ class MetaBatches(Dataset[LabeledBatch]):
 
     def label(self, tasks: list[Task], generator: torch.Generator) -> LabeledBatch:
         """A batch of these tasks."""
-        views = [tuple(v.float() for v in view_pair(t.x, t.y, self.view)) for t in tasks]
+        views = [(x.float(), y.float()) for x, y in (view_pair(t.x, t.y, self.view) for t in tasks)]
         levels = torch.rand(len(tasks), self.levels, generator=generator)
         information = torch.tensor([t.information for t in tasks])
         return LabeledBatch(PairBatch.of(views), information, levels, tuple(t.family for t in tasks))

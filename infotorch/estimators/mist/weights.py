@@ -90,7 +90,7 @@ def _load(path: Path, changed: int) -> tuple[MISTNetwork, Training]:
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     try:
         network = MISTNetwork(MISTConfig(**record["config"]))
-        told = {name: tuple(v) if isinstance(v, list) else v for name, v in record["training"].items()}
+        told: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in record["training"].items()}
         training = Training(**told)
     except (KeyError, TypeError) as error:
         raise ValueError(f"weights: {path.stem}.json is not a description of MIST weights ({error})") from error
