@@ -17,7 +17,7 @@ from torch import Tensor
 
 from infotorch.core import distributed as dist
 from infotorch.core._checks import check_range
-from infotorch.rl.collect import Collector, Episode, check_spaces, make_envs, play
+from infotorch.rl.collect import Collector, Episode, check_spaces, make_envs
 from infotorch.rl.learner import QLearner
 from infotorch.rl.replay import ReplayBuffer
 
@@ -147,10 +147,6 @@ class CategoricalDQN(QLearner):
         recent = [episode.reward for episode in self.episodes[-20:]]
         self.log_update(found, rows, episode_return=sum(recent) / max(len(recent), 1))
         return (weight.to(found.loss) * found.loss).mean()
-
-    def evaluate(self, envs: Any, episodes: int = 10, *, seed: int = 10_000) -> list[Episode]:
-        """Episodes with the best actions, in environments of their own."""
-        return play(self.act, envs, episodes, seed=seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add replay, episodes and random states."""

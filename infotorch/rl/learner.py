@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from infotorch.core._checks import check_range
+from infotorch.rl.collect import Episode, play
 from infotorch.rl.heads import QNetwork, ValueHead, value_head
 from infotorch.rl.replay import Transitions
 from infotorch.rl.td import Temporal, temporal_difference
@@ -96,6 +97,10 @@ class QLearner(LightningModule):
     def act(self, obs: Tensor) -> Tensor:
         """Best actions ``(B,)``, on the CPU."""
         return self(obs).argmax(-1).cpu()
+
+    def evaluate(self, envs: Any, episodes: int = 10, *, seed: int = 10_000) -> list[Episode]:
+        """Episodes with the best actions, in environments of their own."""
+        return play(self.act, envs, episodes, seed=seed)
 
     def temporal(self, batch: Transitions) -> Temporal:
         """Temporal differences of a batch, after the target network was updated where that is due."""
