@@ -109,6 +109,7 @@ class QLearner(LightningModule):
         self.updates += 1
         return temporal_difference(self.network, self.target, batch, double=self.double_q)
 
+    @torch.no_grad()
     def log_update(self, found: Temporal, batch: Transitions, **more: Any) -> None:
         """Log loss, values and the fit of the targets to the support, now and then."""
         if self.updates % self.log_every:
