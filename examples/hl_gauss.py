@@ -151,13 +151,13 @@ def moving(seed: int, steps: int, bar: Any) -> dict[str, Any]:
 
 def plot(noise: dict[str, Any], width: dict[str, Any], levels: dict[str, Any], path: Path) -> None:
     plt = plotting()
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), gridspec_kw={"width_ratios": (1.5, 1, 1)})
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), gridspec_kw={"width_ratios": (1.7, 1, 1)})
     colors = {name: f"C{i}" for i, name in enumerate(HEADS)}
     for i, name in enumerate(HEADS):
         heights, errors = zip(*((noise[n][name]["mean"], noise[n][name]["std"]) for n in noise), strict=True)
         places = [j + 0.16 * (i - 2) for j in range(len(noise))]
         axes[0].bar(places, heights, 0.15, yerr=errors, label=name, color=colors[name], ecolor="gray")
-    axes[0].set_xticks(range(len(noise)), list(noise))
+    axes[0].set_xticks(range(len(noise)), list(noise), fontsize=9)
     axes[0].set(title="noisy targets: RMSE to the noise-free function", ylim=(0, None))
     axes[0].legend(fontsize=8)
     panels = ((axes[1], width, f"{WIDTH_NOISE} noise: RMSE by width"), (axes[2], levels, "moving targets: MSE"))
