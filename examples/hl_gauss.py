@@ -106,20 +106,17 @@ class Regressor:
         return self.head(self.net(x))
 
 
-def noisy(seed: int, steps: int, bar: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """Distance from the noise-free function: by noise and head, by width and head; share of targets clamped."""
+def noisy(seed: int, steps: int, bar: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Distance from the noise-free function: by noise and head, by width and head."""
     truth = function(seed)
     generator = torch.Generator().manual_seed(seed)
     x, test = (torch.randn(n, INPUTS, generator=generator) for n in (TRAIN, TEST))
     clean, wanted = truth(x).squeeze(1), truth(test).squeeze(1)
     by_noise: dict[str, Any] = {}
     by_width: dict[str, Any] = {}
-    clipped: dict[str, float] = {}
     for noise, draw in noises(generator).items():
         y = clean + draw(TRAIN)
         around = HLGauss.from_data(y, q=(0.01, 0.99), bins=BINS)
-        report = around.range_report(y)
-        clipped[noise] = float(report.below + report.above)
 
         def distance(name: str, width: int, y: Tensor = y, around: HLGauss = around) -> float:
             model = Regressor(make_head(name, around.v_min, around.v_max), INPUTS, width, seed)
@@ -130,7 +127,7 @@ def noisy(seed: int, steps: int, bar: Any) -> tuple[dict[str, Any], dict[str, An
         by_noise[noise] = {name: distance(name, HIDDEN) for name in HEADS}
         if noise == WIDTH_NOISE:
             by_width = {f"width {w}": {name: distance(name, w) for name in ("MSE", "HL-Gauss")} for w in WIDTHS}
-    return by_noise, by_width, clipped
+    return by_noise, by_width
 
 
 def moving(seed: int, steps: int, bar: Any) -> dict[str, Any]:
@@ -180,13 +177,11 @@ def main() -> None:
     steps = args.steps or (4_000 if args.full else 1_000)
     seeds = [args.seed + i for i in range(args.seeds or (5 if args.full else 2))]
     torch.set_num_threads(1)
-    runs, clipped, moved = [], [], []
+    runs, moved = [], []
     total = len(HEADS) * 4 + 2 * len(WIDTHS) + 3 * len(LEVELS)
     with tqdm(total=total * len(seeds), unit="fit") as bar:
         for seed in seeds:
-            by_noise, by_width, outside = noisy(seed, steps, bar)
-            runs.append((by_noise, by_width))
-            clipped.append(outside)
+            runs.append(noisy(seed, steps, bar))
             moved.append(moving(seed, steps, bar))
     noise, width, levels = (
         {key: spreads([run[key] for run in part]) for key in part[0]} for part in (*zip(*runs, strict=True), moved)
@@ -209,7 +204,6 @@ def main() -> None:
             "MSE on moving targets at the end of each level (0.5 is predicting the level)": levels,
         },
         packages=("scikit-learn",),
-        **{"share of targets clamped": spreads(clipped)},
     )
     plot(noise, width, levels, args.out / "hl-gauss.png")
     for title, table in (("RMSE, noisy targets", noise), ("RMSE by width", width), ("MSE, moving targets", levels)):

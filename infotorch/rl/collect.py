@@ -182,7 +182,8 @@ class Collector:
             self.steps += 1
             queue = self._waiting[env]
             queue.append((before[env], int(actions[env]), float(rewards[env])))
-            self._actions[env].append(int(actions[env]))
+            if self._mode == "DISABLED":  # what a resumption plays again
+                self._actions[env].append(int(actions[env]))
             self._rewards[env] += float(rewards[env])
             self._lengths[env] += 1
             while queue and (done[env] or len(queue) == self.n_step):

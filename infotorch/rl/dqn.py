@@ -38,7 +38,7 @@ class CategoricalDQN(QLearner):
 
     A training step takes ``steps_per_update`` steps in every environment and makes one update. Train with
     ``Trainer(max_steps=..., max_epochs=-1)``. Under data parallelism every process has environments and replay of its
-    own; gradients are averaged.
+    own; gradients are averaged, and a checkpoint holds the first process's data (the others fill their replay again).
 
     A checkpoint holds replay, random states and the running episodes: resumed training is that which was not
     interrupted, bit for bit, with environments from :func:`~infotorch.rl.make_envs`
@@ -113,10 +113,20 @@ class CategoricalDQN(QLearner):
             check_range("epsilon", value, 0.0, 1.0)
         self.learning_starts, self.steps_per_update = learning_starts, steps_per_update
         self.epsilon, self.epsilon_steps = epsilon, epsilon_steps
-        own = seed * 1_009 + dist.rank()
-        self.collector = Collector(envs, gamma=gamma, n_step=n_step, seed=own)
-        self.replay = ReplayBuffer(capacity, alpha=alpha, beta=beta, seed=own)
+        self._stepping = {"gamma": gamma, "n_step": n_step}
+        self._drawing = {"alpha": alpha, "beta": beta}
+        self._begin(envs, capacity)
+
+    def _begin(self, envs: Any, capacity: int) -> None:
+        own = self.seed * 1_009 + dist.rank()
+        self.collector = Collector(envs, **self._stepping, seed=own)
+        self.replay = ReplayBuffer(capacity, **self._drawing, seed=own)
         self.generator = torch.Generator().manual_seed(own)
+
+    def setup(self, stage: str) -> None:
+        """Begin again in all processes but the first: the module was built before they knew of each other."""
+        if dist.rank() and not self.updates:
+            self._begin(self.collector.envs, self.replay.capacity)
 
     @property
     def episodes(self) -> list[Episode]:
@@ -135,9 +145,8 @@ class CategoricalDQN(QLearner):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Collect, draw, and the loss of what was drawn."""
-        if not self.updates:
-            while len(self.replay) < self.learning_starts:
-                self.collect()
+        while len(self.replay) < self.learning_starts:
+            self.collect()
         for _ in range(self.steps_per_update):
             self.collect()
         rows, index, weight = self.replay.sample(self.batch_size)
@@ -149,7 +158,7 @@ class CategoricalDQN(QLearner):
         return (weight.to(found.loss) * found.loss).mean()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add replay, episodes and random states."""
+        """Add replay, episodes and random states of this process."""
         checkpoint["dqn"] = {
             "updates": self.updates,
             "replay": self.replay.state_dict(),
@@ -158,9 +167,11 @@ class CategoricalDQN(QLearner):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with them."""
+        """Continue with them; a file has those of the first process only, and the others collect anew."""
         state = checkpoint["dqn"]
         self.updates = state["updates"]
+        if dist.rank():
+            return
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state["collector"])
         self.generator.set_state(state["generator"])

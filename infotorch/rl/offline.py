@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infotorch.core import distributed as dist
 from infotorch.core._checks import check_range
 from infotorch.rl.learner import QLearner
 from infotorch.rl.replay import Transitions
@@ -61,6 +62,11 @@ class OfflineDQN(QLearner):
         self.data, self.cql = data, check_range("cql", cql, 0.0, float("inf"), high_open=True)
         self.generator = torch.Generator().manual_seed(seed)
 
+    def setup(self, stage: str) -> None:
+        """Other draws in every process."""
+        if dist.rank() and not self.updates:
+            self.generator.manual_seed(self.seed * 1_009 + dist.rank())
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Draw rows; the head's loss and the penalty."""
         index = torch.randint(len(self.data.obs), (self.batch_size,), generator=self.generator)
@@ -77,4 +83,7 @@ class OfflineDQN(QLearner):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with it."""
         self.updates = checkpoint["offline"]["updates"]
-        self.generator.set_state(checkpoint["offline"]["generator"])
+        if dist.rank():  # a file has the first process's draws
+            self.generator.manual_seed((self.seed * 1_009 + dist.rank()) * 1_009 + self.updates)
+        else:
+            self.generator.set_state(checkpoint["offline"]["generator"])

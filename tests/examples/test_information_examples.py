@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 SMALL = {
+    "categorical_dqn": ("categorical-dqn", ["--updates", "40"]),
     "dependence": ("dcov-dependence", ["--repeats", "1"]),
     "dse": ("dse", ["--epochs", "1"]),
     "entropic_ot": ("entropic-ot", []),
+    "hl_gauss": ("hl-gauss", ["--steps", "5"]),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
     "representation_geometry": ("representation-geometry", ["--steps", "5"]),
 }
