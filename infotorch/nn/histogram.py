@@ -151,10 +151,10 @@ class Histogram(nn.Module):
 
         Args:
             edges: Ascending, in the targets' units; with a transform they are mapped.
-            **options: Of the constructor, without the range.
+            **options: Of the constructor, without those of the range and its padding.
 
         Raises:
-            ValueError: Fewer than three edges, or edges that do not ascend.
+            ValueError: Fewer than three edges, or edges that do not ascend; an option that edges leave no room for.
 
         >>> HLGauss.from_edges([0.0, 1.0, 3.0]).centers
         tensor([0.5000, 2.0000])
@@ -162,6 +162,8 @@ class Histogram(nn.Module):
         given = torch.as_tensor(edges, dtype=torch.float64)
         if given.ndim != 1 or len(given) < 3 or not bool((given.diff() > 0).all() & given.isfinite().all()):
             raise ValueError(f"edges: expected at least three finite ascending numbers, got {given.tolist()}")
+        if unused := sorted({"pad", "pad_sigma", "range_is"} & options.keys()):
+            raise ValueError(f"{unused[0]}: expected none where edges are given, got {options[unused[0]]!r}")
         head = cls(float(given[0]), float(given[-1]), len(given) - 1, **options)
         head._set_edges(head.transform.forward(given).tolist())
         if head.usual_range == "centers":
@@ -201,9 +203,10 @@ class Histogram(nn.Module):
 
     def _set_edges(self, edges: Sequence[float]) -> None:
         self._exact = tuple(edges)
-        wide = torch.tensor(self._exact, dtype=torch.float64, device=self.edges.device)
+        wide = torch.tensor(self._exact, dtype=torch.float64)  # not on the device, which may lack the type
         dtype = torch.float64 if self.edges.dtype == torch.float64 else torch.float32
-        self.edges, self.centers = wide.to(dtype), ((wide[1:] + wide[:-1]) / 2).to(dtype)
+        where = {"device": self.edges.device, "dtype": dtype}
+        self.edges, self.centers = wide.to(**where), ((wide[1:] + wide[:-1]) / 2).to(**where)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -244,8 +247,12 @@ class Histogram(nn.Module):
             return (probs * self.transform.inverse(centers)).sum(-1)
         return self.transform.inverse((probs * centers).sum(-1))
 
+    @torch.no_grad()
     def std(self, logits: Tensor) -> Tensor:
-        """Standard deviation of the distribution that the logits describe, ``(...)``, in the targets' units."""
+        """Standard deviation of the distribution that the logits describe, ``(...)``, in the targets' units.
+
+        For logs: no gradient flows.
+        """
         self._check_logits(logits)
         probs = categorical.log_softmax(logits).exp()
         values = self.transform.inverse(self.centers.to(probs.dtype))

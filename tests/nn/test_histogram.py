@@ -257,6 +257,7 @@ NAN = torch.tensor([0.0, math.nan])
         (ValueError, lambda: HLGauss(0, 1, readout="median"), "readout: expected one of"),
         (ValueError, lambda: HLGauss.from_edges([0.0, 1.0]), "edges: expected at least three"),
         (ValueError, lambda: HLGauss.from_edges([0.0, 2.0, 1.0]), "ascending"),
+        (ValueError, lambda: HLGauss.from_edges([0.0, 1.0, 2.0], pad_sigma=3), "pad_sigma: expected none where edges"),
         (ValueError, lambda: HLGauss.from_data(NAN), "target: expected finite values"),
         (ValueError, lambda: HLGauss.from_data(torch.zeros(9)), "target: expected values that differ"),
         (ValueError, lambda: HLGauss.from_data(torch.arange(9.0), q=(0.5, 0.5)), "q: expected two quantiles"),
