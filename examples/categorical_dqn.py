@@ -3,7 +3,7 @@
 Only the head and its loss differ. A second part learns from a fixed set of transitions that a half-trained agent with
 30 % random actions has collected, with the conservative penalty. With --minatar a third part plays a game of MinAtar.
 
-    python examples/categorical_dqn.py                       one seed, about two minutes on two CPU cores
+    python examples/categorical_dqn.py                       one seed, about a minute on one CPU core
     python examples/categorical_dqn.py --minatar Breakout    and a MinAtar game (needs minatar), twice that
     python examples/categorical_dqn.py --full                five seeds, 30,000 updates for the game
 

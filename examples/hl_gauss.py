@@ -5,7 +5,7 @@ function? A histogram clamps its targets, which alone helps against outliers, so
 a control. Width: does one head gain more from a larger network? Moving targets: random labels of images whose level
 jumps; how well are they fit after each jump?
 
-    python examples/hl_gauss.py            two seeds, about two minutes on one CPU core
+    python examples/hl_gauss.py            two seeds, about a minute on one CPU core
     python examples/hl_gauss.py --full     four times the steps, five seeds
 
 Written to --out: hl-gauss.json and hl-gauss.png.
