@@ -6,7 +6,6 @@ from infotorch.nn.decoder import DecoderOutput, KVCache, TinyDecoder
 from infotorch.nn.histogram import Histogram, HLGauss, RangeReport, TwoHot, hl_gauss_probs, two_hot_probs
 from infotorch.nn.mlp import mlp
 from infotorch.nn.supports import (
-    TRANSFORMS,
     Transform,
     bin_edges,
     categorical_projection,
@@ -18,7 +17,6 @@ from infotorch.nn.supports import (
 
 __all__ = [
     "C51",
-    "TRANSFORMS",
     "BilinearCritic",
     "Critic",
     "DecoderOutput",

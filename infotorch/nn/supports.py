@@ -114,7 +114,7 @@ TRANSFORMS = {
 
 
 def bin_edges(v_min: float, v_max: float, bins: int, *, range_is: str = "edges", pad: float = 0.0) -> tuple[float, ...]:
-    r"""Edges :math:`e_0 < \dots < e_m` of m equal bins that cover a range.
+    r"""Edges :math:`e_0 < \ldots < e_m` of m equal bins that cover a range.
 
     Args:
         v_min: Lower end of the range.

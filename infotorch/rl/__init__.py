@@ -6,7 +6,7 @@ The Lightning modules are imported on first use. Environments need gymnasium (``
 from typing import TYPE_CHECKING, Any
 
 from infotorch.rl.collect import Collector, Episode, make_envs, play
-from infotorch.rl.heads import HEADS, PlanesBody, QNetwork, ScalarHead, value_head
+from infotorch.rl.heads import PlanesBody, QNetwork, ScalarHead, value_head
 from infotorch.rl.replay import ReplayBuffer, SumTree, Transitions
 from infotorch.rl.td import Temporal, bootstrap, cql_penalty, temporal_difference
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from infotorch.rl.offline import OfflineDQN
 
 __all__ = [
-    "HEADS",
     "CategoricalDQN",
     "Collector",
     "Episode",

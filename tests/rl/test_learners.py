@@ -11,7 +11,6 @@ import torch
 
 from infotorch.nn import C51, HLGauss
 from infotorch.rl import (
-    HEADS,
     CategoricalDQN,
     OfflineDQN,
     PlanesBody,
@@ -24,6 +23,7 @@ from infotorch.rl import (
     temporal_difference,
     value_head,
 )
+from infotorch.rl.heads import HEADS
 
 gym = pytest.importorskip("gymnasium")
 Trainer = pytest.importorskip("lightning").Trainer
