@@ -127,7 +127,7 @@ class Collector:
 
     Raises:
         TypeError: Not a vector environment.
-        ValueError: Spaces that do not fit, ``gamma`` outside [0, 1], ``n_step`` below 1.
+        ValueError: Spaces that do not fit, ``gamma`` outside [0, 1], ``n_step`` below 1, a negative seed.
     """
 
     def __init__(self, envs: Any, *, gamma: float = 0.99, n_step: int = 1, seed: int = 0) -> None:
@@ -138,6 +138,8 @@ class Collector:
             raise ValueError(f"gamma: expected a number in [0, 1], got {gamma}")
         if n_step < 1:
             raise ValueError(f"n_step: expected a positive int, got {n_step}")
+        if seed < 0:
+            raise ValueError(f"seed: expected a non-negative int, got {seed}")
         mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self._mode = AutoresetMode(mode).name
         self.envs, self.gamma, self.n_step, self.seed = envs, gamma, n_step, seed

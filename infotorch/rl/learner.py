@@ -52,6 +52,9 @@ class QLearner(LightningModule):
         network: The network that learns.
         target: Its older copy.
         updates: Updates so far.
+
+    Raises:
+        ValueError: An option out of range, a head that is not known.
     """
 
     def __init__(

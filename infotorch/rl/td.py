@@ -87,7 +87,7 @@ def temporal_difference(online: QNetwork, target: QNetwork, batch: Transitions, 
         batch: Transitions, on the networks' device.
         double: See :func:`bootstrap`.
 
-    References: J. Farebrother et al., 2024, arXiv:2403.03950.
+    Reference: J. Farebrother et al., 2024, arXiv:2403.03950.
 
     >>> from infotorch.nn import HLGauss
     >>> network = QNetwork((2,), 3, HLGauss(0.0, 1.0, 11))

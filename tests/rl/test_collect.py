@@ -210,6 +210,7 @@ def one(kind):
         (TypeError, lambda: Collector(Counter()), "expected a gymnasium.vector.VectorEnv .* got Counter"),
         (ValueError, lambda: Collector(vector(), gamma=1.1), "gamma: expected"),
         (ValueError, lambda: Collector(vector(), n_step=0), "n_step: expected"),
+        (ValueError, lambda: Collector(vector(), seed=-1), "seed: expected"),
         (ValueError, lambda: Collector(vector()).step(torch.zeros(3).long()), r"actions: expected shape \(2,\)"),
         (ValueError, lambda: Collector(one(Broken)).step(torch.zeros(1).long()), "expected finite rewards"),
         (ValueError, lambda: Collector(vector()).load_state_dict(Collector(vector(count=3)).state_dict()), "got 3"),
