@@ -18,6 +18,23 @@ from infotorch.nn.unet import UNet
 __all__ = [
     "AttentionBlock",
     "AttentionPooling",
+from infotorch.nn.c51 import C51
+from infotorch.nn.critics import BilinearCritic, Critic, GaussianConditional, JointCritic, SeparableCritic
+from infotorch.nn.decoder import DecoderOutput, KVCache, TinyDecoder
+from infotorch.nn.histogram import Histogram, HLGauss, RangeReport, TwoHot, hl_gauss_probs, two_hot_probs
+from infotorch.nn.mlp import mlp
+from infotorch.nn.supports import (
+    Transform,
+    bin_edges,
+    categorical_projection,
+    signed_hyperbolic,
+    signed_parabolic,
+    symexp,
+    symlog,
+)
+
+__all__ = [
+    "C51",
     "BilinearCritic",
     "CRReLU",
     "CorrectedActivation",
@@ -38,5 +55,22 @@ __all__ = [
     "crrelu",
     "eafo_correction",
     "entropy_direction",
+    "HLGauss",
+    "Histogram",
+    "JointCritic",
+    "KVCache",
+    "RangeReport",
+    "SeparableCritic",
+    "TinyDecoder",
+    "Transform",
+    "TwoHot",
+    "bin_edges",
+    "categorical_projection",
+    "hl_gauss_probs",
     "mlp",
+    "signed_hyperbolic",
+    "signed_parabolic",
+    "symexp",
+    "symlog",
+    "two_hot_probs",
 ]

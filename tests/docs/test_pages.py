@@ -25,6 +25,7 @@ ROOMS = {
     "adaptation": "adaptation",
     "data": "data",
     "forecasting": "forecasting",
+    "rl": "rl",
     "report": "report",
 }
 

@@ -14,12 +14,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 SMALL = {
+    "categorical_dqn": ("categorical-dqn", ["--updates", "40"]),
     "dependence": ("dcov-dependence", ["--repeats", "1"]),
     "dse": ("dse", ["--epochs", "1"]),
     "entropic_ot": ("entropic-ot", []),
     "entrope": ("entrope", ["--steps", "3", "--switch-steps", "4"]),
     "crrelu": ("crrelu", []),
     "interval_coverage": ("interval-coverage", ["--samples", "2"]),
+    "hl_gauss": ("hl-gauss", ["--steps", "5"]),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
     "mist": ("mist", ["--tasks", "6"]),
     "mist_train": ("mist_train", ["--steps", "4"]),
