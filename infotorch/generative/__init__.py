@@ -7,6 +7,7 @@
 from infotorch.generative.baselines import DDIM, DPMSolver2M, UniPC2, heun_sample
 from infotorch.generative.evodiff import EVODiff, evodiff_sample
 from infotorch.generative.evodiff_official import EVODiffOfficial, EVODiffStep
+from infotorch.generative.exact import MixtureDenoiser
 from infotorch.generative.multistep import MultistepSolver, run_solver
 from infotorch.generative.schedules import (
     DiscreteVP,
@@ -28,6 +29,7 @@ __all__ = [
     "EVODiffOfficial",
     "EVODiffStep",
     "LinearVP",
+    "MixtureDenoiser",
     "MultistepSolver",
     "NoiseGrid",
     "NoiseSchedule",

@@ -94,6 +94,12 @@ class ProjectingSolver(MultistepSolver):
             )
         return tuple(sorted(found))
 
+    def step(self, m: Tensor, x: Tensor) -> Tensor:
+        """As of every solver; looks at ``reduce_dims`` first."""
+        if self.i == 0:
+            self.dims(x)
+        return super().step(m, x)
+
     def report(self, probe: Tensor, x: Tensor, **weights: Tensor) -> None:
         """Tell ``on_step`` about the step to point i."""
         if self.on_step is not None:
@@ -117,7 +123,7 @@ class EVODiffOfficial(ProjectingSolver):
         on_step: Called with an `EVODiffStep` for every corrected step.
 
     Raises:
-        ValueError: While stepping, where ``reduce_dims`` are no axes of the state.
+        ValueError: At the first step, where ``reduce_dims`` are no axes of the state.
 
     Deviations from the released code, none of which changes a finite result of it: inner products of 0 give weight 0
     instead of NaN; where :math:`\sigma_{N-1}\sigma_N \ge 1` the special last step, which would flip the sign of the
