@@ -5,6 +5,7 @@
 """
 
 from infotorch.generative.baselines import DDIM, DPMSolver2M, UniPC2, heun_sample
+from infotorch.generative.edm import EDMDenoiser, EDMModule, SmallUNet, edm_loss
 from infotorch.generative.evodiff import EVODiff, evodiff_sample
 from infotorch.generative.evodiff_official import EVODiffOfficial, EVODiffStep
 from infotorch.generative.exact import MixtureDenoiser
@@ -24,6 +25,8 @@ __all__ = [
     "DDIM",
     "DPMSolver2M",
     "DiscreteVP",
+    "EDMDenoiser",
+    "EDMModule",
     "EDMSchedule",
     "EVODiff",
     "EVODiffOfficial",
@@ -33,9 +36,11 @@ __all__ = [
     "MultistepSolver",
     "NoiseGrid",
     "NoiseSchedule",
+    "SmallUNet",
     "UniPC2",
     "denoised_from",
     "dynamic_threshold",
+    "edm_loss",
     "evodiff_sample",
     "heun_sample",
     "run_solver",
