@@ -111,8 +111,15 @@ def as_grid(sigmas: Tensor | Sequence[float] | NoiseGrid) -> NoiseGrid:
 class NoiseSchedule(Protocol):
     """Signal and noise levels as functions of time, and time as a function of half the log signal-to-noise ratio."""
 
-    start: float
-    end: float
+    @property
+    def start(self) -> float:
+        """First time, of most noise."""
+        ...
+
+    @property
+    def end(self) -> float:
+        """Last time."""
+        ...
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal level."""
