@@ -253,6 +253,8 @@ def plot(errors: dict[str, Any], network: dict[str, Any], data: Images, path: Pa
             )
         what = "Fréchet distance" if quantity == "Fréchet" else "RMS to the network's solution"
         ax.set(yscale="log", title=f"{data.name.split(' (')[0]}: {what}", xlabel="calls of the network")
+    for ax in axes.flat:
+        ax.set_xticks(NETWORK_NFES)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     figure.savefig(path)
@@ -268,6 +270,7 @@ def plot_trajectory(net: Denoiser, x: Tensor, path: Path) -> None:
     model = mixture(2, 0.1, 5, LinearVP())
     g = torch.Generator().manual_seed(0)
     starts = torch.randn(12, 2, generator=g, dtype=torch.float64)
+    top.suptitle(f"{calls} calls; blue: the solution, gray: data", fontsize=10)
     fine = path_of(model, starts, UniPC2(time_grid(LinearVP(), 300)))
     clean = model.sample(600, generator=g)
     for ax, name in zip(
@@ -278,7 +281,7 @@ def plot_trajectory(net: Denoiser, x: Tensor, path: Path) -> None:
         coarse = path_of(model, starts, SOLVERS[name](time_grid(LinearVP(), calls)))
         ax.plot(*coarse.permute(2, 0, 1), "o-", color="C4", markersize=2, linewidth=0.7)
         ax.scatter(*coarse[-1].T, s=14, color="black", zorder=3)
-        ax.set(title=f"{name}, {calls} calls (blue: the solution)")
+        ax.set(title=name)
     seen: list[Tensor] = []
 
     def watched(state: Tensor, t: Tensor) -> Tensor:
