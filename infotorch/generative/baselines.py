@@ -23,7 +23,6 @@ from infotorch.generative.multistep import (
     Denoiser,
     MultistepSolver,
     check_start,
-    euler_move,
     finished,
     move_weights,
     prediction_function,
@@ -72,7 +71,7 @@ class DPMSolver2M(MultistepSolver):
         if len(self.outputs) < 2 or (i == self.grid.steps and self.lower_order_final):
             return self.base
         slope = (self.outputs[-1] - self.outputs[-2]) * (self.log_step(i) / self.log_step(i - 1))
-        return self.base + 0.5 * move_weights(self.grid, i)[1] * slope
+        return self.base + 0.5 * self.move(i)[1] * slope
 
 
 class UniPC2(MultistepSolver):
@@ -108,7 +107,7 @@ class UniPC2(MultistepSolver):
     def _weight(self, i: int) -> tuple[float, float]:
         r"""Step h and :math:`-\alpha_i B(h)`."""
         h = self.log_step(i)
-        return h, float(self.grid.alphas[i]) * (h if self.variant == "bh1" else -math.expm1(-h))
+        return h, self.alphas[i] * (h if self.variant == "bh1" else -math.expm1(-h))
 
     def predict(self) -> Tensor:
         """Second order from the second step on."""
@@ -171,10 +170,12 @@ def heun_sample(
     if state.dtype in (torch.float16, torch.bfloat16):
         state = state.float()
     predict = prediction_function(model, grid, x, prediction, None, 1.0)
+    moves = move_weights(grid)
     alphas, kappas = grid.alphas.tolist(), (grid.sigmas / grid.alphas).tolist()
     for i in range(1, grid.steps + 1):
         before = predict(state, i - 1)
-        trial = euler_move(grid, i, state, before)
+        shrink, gain = moves[i - 1]
+        trial = shrink * state + gain * before
         if kappas[i] > 0:
             slope = (state / alphas[i - 1] - before) / kappas[i - 1]
             slope = slope + (trial / alphas[i] - predict(trial, i)) / kappas[i]

@@ -94,7 +94,7 @@ class EVODiff(ProjectingSolver):
         i = self.i
         if i == 1:
             return self.base
-        alpha, h, before = float(self.grid.alphas[i]), self.log_step(i), self.log_step(i - 1)
+        alpha, h, before = self.alphas[i], self.log_step(i), self.log_step(i - 1)
         change = self.outputs[-1] - self.outputs[-2]
         if i == self.grid.steps:
             self.rate = None
@@ -120,7 +120,7 @@ class EVODiff(ProjectingSolver):
         """The state that follows from the prediction at the probe."""
         assert self.base is not None
         i = self.i
-        alpha, h = float(self.grid.alphas[i]), self.log_step(i)
+        alpha, h = self.alphas[i], self.log_step(i)
         new = m - self.outputs[-1]
         corrected = self.base + alpha * _weighted(h, lambda u: u / h) * new
         if i > 1:

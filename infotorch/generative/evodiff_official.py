@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from infotorch.generative.multistep import MultistepSolver, move_weights
+from infotorch.generative.multistep import MultistepSolver
 from infotorch.generative.schedules import NoiseGrid
 
 __all__ = ["EVODiffOfficial", "EVODiffStep", "projection"]
@@ -162,7 +162,7 @@ class EVODiffOfficial(ProjectingSolver):
         if i == 1:
             return base
         older, newer = self.outputs
-        q, gain = move_weights(self.grid, i)
+        q, gain = self.move(i)
         if i == self.grid.steps and self.lower_order_final:
             product = float(self.grid.sigmas[i] * self.grid.sigmas[i - 1])
             if product >= 1:
@@ -182,7 +182,7 @@ class EVODiffOfficial(ProjectingSolver):
         assert base is not None
         older, newer = self.outputs
         dims = self.dims(x)
-        q, gain = move_weights(self.grid, i)
+        q, gain = self.move(i)
         h = float((self.grid.alphas / self.grid.sigmas)[i - 1 : i + 1].diff())
         r, d1 = self.log_step(i - 1) / self.log_step(i), self.d1
         rho2 = self._rho(m, newer)
@@ -207,5 +207,5 @@ class EVODiffOfficial(ProjectingSolver):
         """How much of the older prediction the newer one keeps: a part measured, a part from the schedule."""
         assert self.grid.shares is not None
         share = self.grid.shares[self.i]
-        still = math.sqrt(move_weights(self.grid, self.i)[0] / move_weights(self.grid, self.i - 1)[0])
+        still = math.sqrt(self.move(self.i)[0] / self.move(self.i - 1)[0])
         return float(1 - share) * still + float(share) * projection(newer, older, self.dims(newer))

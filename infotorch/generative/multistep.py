@@ -23,27 +23,22 @@ from infotorch.generative.schedules import (
     dynamic_threshold,
 )
 
-__all__ = ["Denoiser", "MultistepSolver", "euler_move", "run_solver"]
+__all__ = ["Denoiser", "MultistepSolver", "run_solver"]
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
-def euler_move(grid: NoiseGrid, i: int, x: Tensor, m: Tensor) -> Tensor:
-    r"""From point i - 1 to point i under a constant prediction: one DDIM step.
+def move_weights(grid: NoiseGrid) -> list[tuple[float, float]]:
+    r"""Weights of state and prediction in every Euler (DDIM) move, which takes the prediction for constant.
 
-    :math:`\frac{\sigma_i}{\sigma_{i-1}} x + (\alpha_i - \frac{\sigma_i}{\sigma_{i-1}} \alpha_{i-1})\, m`.
+    :math:`x_i = q_i x_{i-1} + (\alpha_i - q_i \alpha_{i-1})\, m` with :math:`q_i = \sigma_i / \sigma_{i-1}`. The first
+    pair is that of the first move.
 
-    >>> euler_move(as_grid([4.0, 2.0, 0.0]), 1, torch.tensor(8.0), torch.tensor(2.0))
-    tensor(5.)
+    >>> move_weights(as_grid([4.0, 2.0, 0.0]))
+    [(0.5, 0.5), (0.0, 1.0)]
     """
-    shrink, gain = move_weights(grid, i)
-    return shrink * x + gain * m
-
-
-def move_weights(grid: NoiseGrid, i: int) -> tuple[float, float]:
-    r""":math:`q_i = \sigma_i / \sigma_{i-1}` and the weight of the prediction, :math:`\alpha_i - q_i \alpha_{i-1}`."""
-    shrink = grid.sigmas[i] / grid.sigmas[i - 1]
-    return float(shrink), float(grid.alphas[i] - shrink * grid.alphas[i - 1])
+    shrink = grid.sigmas[1:] / grid.sigmas[:-1]
+    return list(zip(shrink.tolist(), (grid.alphas[1:] - shrink * grid.alphas[:-1]).tolist(), strict=True))
 
 
 class MultistepSolver:
@@ -57,6 +52,9 @@ class MultistepSolver:
     def __init__(self, grid: Tensor | Sequence[float] | NoiseGrid, *, keep: int = 2) -> None:
         self.grid = as_grid(grid)
         self.keep = keep
+        # Plain numbers: a step is a few small operations, and reading tensors would cost as much as these.
+        self.alphas, self.lambdas = self.grid.alphas.tolist(), self.grid.lambdas.tolist()
+        self._moves = move_weights(self.grid)
         self.reset()
 
     def reset(self) -> None:
@@ -101,15 +99,20 @@ class MultistepSolver:
             x = self.correct(x, m)
         self.outputs = [*self.outputs, m][-self.keep :]
         if self.i < self.grid.steps:
-            self.base = euler_move(self.grid, self.i + 1, x, m)
             self.i += 1
+            shrink, gain = self.move(self.i)
+            self.base = shrink * x + gain * m
             return self.predict()
         self.i += 1
         return x
 
     def log_step(self, i: int) -> float:
         r""":math:`\lambda_i - \lambda_{i-1}`."""
-        return float(self.grid.lambdas[i] - self.grid.lambdas[i - 1])
+        return self.lambdas[i] - self.lambdas[i - 1]
+
+    def move(self, i: int) -> tuple[float, float]:
+        """Weights of state and prediction in the Euler move to point i."""
+        return self._moves[i - 1]
 
 
 def check_start(x: object) -> Tensor:
