@@ -18,6 +18,7 @@ records = pytest.importorskip("records")
 ROOMS = {
     "core": "core",
     "losses": "losses",
+    "generative": "generative",
     "rollout": "rollout",
     "rlvr": "rlvr",
     "rlvr.tasks": "rlvr",

@@ -22,6 +22,7 @@ SMALL = {
     "crrelu": ("crrelu", []),
     "interval_coverage": ("interval-coverage", ["--samples", "2"]),
     "hl_gauss": ("hl-gauss", ["--steps", "5"]),
+    "evodiff": ("evodiff", ["--starts", "16", "--steps", "20", "--samples", "40"]),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
     "mist": ("mist", ["--tasks", "6"]),
     "mist_train": ("mist_train", ["--steps", "4"]),
