@@ -123,6 +123,22 @@ def gather_cat(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+def gather_cat_with_grad(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """:func:`gather_cat` through which gradients flow back, summed over processes as in `all_reduce_sum_with_grad`."""
+    if not is_active():
+        return x
+    counts = gather_counts(x.shape[0], x.device, group)
+    before = sum(counts[: rank(group)])
+    after = sum(counts) - before - x.shape[0]
+    rows = [x.new_zeros((before, *x.shape[1:])), x, x.new_zeros((after, *x.shape[1:]))]
+    return all_reduce_sum_with_grad(torch.cat(rows), group)
+
+
+def rows_before(count: int, device: torch.device, group: ProcessGroup | None = None) -> int:
+    """Where this process's rows begin in what :func:`gather_cat` gives; 0 without a group."""
+    return sum(gather_counts(count, device, group)[: rank(group)])
+
+
 def gather_counts(count: int, device: torch.device, group: ProcessGroup | None = None) -> list[int]:
     """Every process's ``count``, in rank order."""
     if not is_active():
