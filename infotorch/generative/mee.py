@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infotorch.core import distributed as dist
+from infotorch.core import distributed
 from infotorch.core._checks import check_choice, check_range, check_tensor
 from infotorch.core._samples import check_neighbors
 
@@ -123,8 +123,8 @@ def manifold_entropy(
     else:
         squares = _neighbor_squares(codes, bank, k, with_batch or bank is None, group)
     values = squares.clamp(min=floor).log() if reduction == "mean_log" else squares
-    count = dist.all_reduce_sum(values.new_tensor(len(values)), group)
-    mean = dist.all_reduce_sum_with_grad(values.sum(), group) / count
+    count = distributed.all_reduce_sum(values.new_tensor(len(values)), group)
+    mean = distributed.all_reduce_sum_with_grad(values.sum(), group) / count
     return mean if reduction == "mean_log" else mean.clamp(min=floor).log()
 
 
@@ -138,14 +138,14 @@ def _neighbor_squares(
     """
     parts = [] if bank is None else [bank]
     if with_batch:
-        parts.append(dist.gather_cat_with_grad(codes, group))
+        parts.append(distributed.gather_cat_with_grad(codes, group))
     candidates = torch.cat(parts)
     if with_batch and len(candidates) < 2:
         raise ValueError("codes: expected at least 2 codes to compare with each other, or a bank, got 1")
     check_neighbors(k, len(candidates), inclusive=not with_batch)
     pairs = torch.cdist(codes.detach(), candidates.detach(), compute_mode="donot_use_mm_for_euclid_dist")
     if with_batch:
-        first = len(candidates) - len(parts[-1]) + dist.rows_before(len(codes), codes.device, group)
+        first = len(candidates) - len(parts[-1]) + distributed.rows_before(len(codes), codes.device, group)
         rows = torch.arange(len(codes), device=codes.device).unsqueeze(1)
         pairs = pairs.scatter(1, rows + first, torch.inf)  # a code is not its own neighbor
     nearest = candidates[pairs.topk(k, largest=False).indices[:, -1]]
@@ -389,7 +389,7 @@ class ManifoldEntropy(nn.Module):
             bank = bank.unsqueeze(1).expand(-1, len(codes), -1)
         value = manifold_entropy(codes, bank, **self.options)
         if self.training:
-            self.bank = push_codes(bank, codes if self.kind == "official" else dist.gather_cat(codes))
+            self.bank = push_codes(bank, codes if self.kind == "official" else distributed.gather_cat(codes))
         return value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
