@@ -67,6 +67,7 @@ class Task:
     latent_dim: int = 16
     lr: float = 1e-3
     samples: int = 5000
+    centers: Tensor | None = None
 
 
 class Batches(IterableDataset[Tensor]):
@@ -110,7 +111,10 @@ def points(name: str, centers: Tensor, deviation: float, radius: float, steps: i
         discriminator = [nn.Linear(2, 64), nn.LeakyReLU(0.2), nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Linear(64, CODE)]
         return mlp((16, 64, 64, 2)), nn.Sequential(*discriminator)
 
-    return Task(name, len(centers), draw, networks, lambda x: mode_coverage(x, centers, radius=radius), steps)
+    def coverage(x: Tensor) -> ModeCoverage:
+        return mode_coverage(x, centers, radius=radius)
+
+    return Task(name, len(centers), draw, networks, coverage, steps, centers=centers)
 
 
 def ring(steps: int) -> Task:
@@ -206,8 +210,9 @@ def plot(runs: dict[str, dict[str, list[Watch]]], path: Path) -> None:
         for row, arm in zip(axes, shown, strict=True):
             watch = arms[arm][0]
             for i, (axis, picture, found) in enumerate(zip(row, watch.pictures, watch.found, strict=True)):
-                if picture.ndim == 2:
-                    reach = 2.6 if name == "ring" else 1.9
+                if (centers := watch.task.centers) is not None:
+                    reach = 1.3 * float(centers.max())
+                    axis.scatter(*centers.T, s=60, facecolors="none", edgecolors="C1", linewidths=0.8)
                     axis.scatter(*picture.T, s=1, alpha=0.4)
                     axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
                     axis.set_aspect("equal")
@@ -221,7 +226,7 @@ def plot(runs: dict[str, dict[str, list[Watch]]], path: Path) -> None:
                     axis.set_ylabel(arm)
                 step = watch.task.steps * (i + 1) // SHOTS
                 axis.set_title(f"step {step}: {found.covered} modes", fontsize=8)
-    below = parts[-1].subplots(1, len(runs))
+    below = parts[-1].subplots(1, len(runs), squeeze=False)[0]
     for axis, (name, arms) in zip(below, runs.items(), strict=True):
         for arm, watches in arms.items():
             steps = [watches[0].task.steps * (i + 1) // SHOTS for i in range(SHOTS)]
