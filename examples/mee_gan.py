@@ -5,7 +5,7 @@ with DLLE and DIsoMap too (MEE). A mode is a point of the ring or grid, or one o
 digits, read by a classifier.
 
     python examples/mee_gan.py                          one seed, two minutes on two CPU cores
-    python examples/mee_gan.py --seeds 5                what the documentation shows
+    python examples/mee_gan.py --seeds 3                what the documentation shows
     python examples/mee_gan.py --data-root data         MNIST at 16 x 16 instead of scikit-learn's 8 x 8 digits
 
 Written to --out: mee-gan.json and mee-gan.png.
