@@ -147,6 +147,11 @@ def gather_cat_with_grad(x: Tensor, group: ProcessGroup | None = None) -> Tensor
     return _GatherWithGradient.apply(x, group) if is_active() else x  # pyright: ignore[reportReturnType]
 
 
+def rows_before(count: int, device: torch.device, group: ProcessGroup | None = None) -> int:
+    """Where this process's rows begin in what :func:`gather_cat` gives; 0 without a group."""
+    return sum(gather_counts(count, device, group)[: rank(group)])
+
+
 def gather_counts(count: int, device: torch.device, group: ProcessGroup | None = None) -> list[int]:
     """Every process's ``count``, in rank order."""
     if not is_active():
