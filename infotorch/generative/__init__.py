@@ -1,8 +1,8 @@
 """Generative models: samplers of diffusion models, and entropy in adversarial training.
 
 `evodiff_sample` draws from any denoiser; `EVODiff` is the solver behind it, for loops of your own. The baselines
-`DDIM`, `DPMSolver2M`, `UniPC2` and `heun_sample` take the same grids (`time_grid`). `MEEGAN` trains a generator against a
-discriminator whose codes are kept apart by their entropy; its terms go with any pair of networks.
+`DDIM`, `DPMSolver2M`, `UniPC2` and `heun_sample` take the same grids (`time_grid`). `MEEGAN` trains a generator against
+a discriminator whose codes are kept apart by their entropy; its terms go with any pair of networks.
 """
 
 from infotorch.generative.adversarial import discriminator_loss, generator_loss, r1_penalty
