@@ -123,6 +123,30 @@ def gather_cat(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+class _GatherWithGradient(torch.autograd.Function):
+    """Concatenation over ranks; backward sums the upstream gradients and keeps this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, group: ProcessGroup | None) -> Tensor:
+        counts = gather_counts(x.shape[0], x.device, group)
+        before = sum(counts[: rank(group)])
+        ctx.group, ctx.rows = group, slice(before, before + len(x))  # pyright: ignore[reportAttributeAccessIssue]
+        return gather_cat(x, group)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        total = all_reduce_sum(grads[0], ctx.group)  # pyright: ignore[reportAttributeAccessIssue]
+        return total[ctx.rows], None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def gather_cat_with_grad(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """As :func:`gather_cat`, with gradients that flow back to every process's ``x``.
+
+    The gradient is that of the sum of all ranks' losses, as in :func:`all_reduce_sum_with_grad`.
+    """
+    return _GatherWithGradient.apply(x, group) if is_active() else x
+
+
 def gather_counts(count: int, device: torch.device, group: ProcessGroup | None = None) -> list[int]:
     """Every process's ``count``, in rank order."""
     if not is_active():
