@@ -12,7 +12,7 @@ only. With :math:`\mathrm{dCov}^2` the squared distance covariance of
 - :class:`CorrelationPenalty`: the linear yardstick.
 
 Attributes are tensors: floats are numbers (standardize them), integers and booleans are categories at distance 1.
-:class:`~infotorch.fairness.AttributeEncoder` makes them from columns of any kind.
+`encode_attributes` makes them from columns of any kind.
 
 The dCov penalty takes ``O(n log n)`` time for attributes on a line or categories, the two others
 ``O(n log n + n G)`` where all attributes are categories with G cells that occur, and else ``O(n^2)`` in tiles; memory
