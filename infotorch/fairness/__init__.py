@@ -3,6 +3,7 @@
 from infotorch.fairness.attributes import ProtectedAttributes, encode_attributes
 from infotorch.fairness.models import FairClassifier, FairModel, FairRegressor
 from infotorch.fairness.module import FairBatch, FairModule, Likelihood, batch_loader, poisson_deviance
+from infotorch.fairness.path import PathPoint, PenaltyPath, calibrate, penalty_path
 from infotorch.fairness.penalties import (
     CCdCovPenalty,
     CorrelationPenalty,
@@ -14,6 +15,7 @@ from infotorch.fairness.penalties import (
     distance_covariance_penalty,
     jdcov_penalty,
 )
+from infotorch.fairness.report import FairnessReport, Group, fairness_report
 
 __all__ = [
     "CCdCovPenalty",
@@ -25,14 +27,21 @@ __all__ = [
     "FairModel",
     "FairModule",
     "FairRegressor",
+    "FairnessReport",
+    "Group",
     "JdCovPenalty",
     "Likelihood",
+    "PathPoint",
+    "PenaltyPath",
     "ProtectedAttributes",
     "batch_loader",
+    "calibrate",
     "ccdcov_penalty",
     "correlation_penalty",
     "distance_covariance_penalty",
     "encode_attributes",
+    "fairness_report",
     "jdcov_penalty",
+    "penalty_path",
     "poisson_deviance",
 ]
