@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,9 +152,9 @@ def penalty_path(
     >>> generator = torch.Generator().manual_seed(0)
     >>> a = torch.randint(2, (600,), generator=generator)
     >>> x = torch.randn(600, 2, generator=generator) + 2 * a.unsqueeze(1)
-    >>> path = penalty_path(FairRegressor(epochs=5), x, x.sum(1), {"a": a}, strengths=(0, 1, 20))
-    >>> path.choose(share=0.5).strength
-    20.0
+    >>> path = penalty_path(FairRegressor(epochs=10, batch_size=64), x, x.sum(1), {"a": a}, strengths=(0, 5, 20))
+    >>> [point.strength for point in path.points], path.points[2].js < path.points[0].js
+    ([0.0, 5.0, 20.0], True)
     """
     levels = [float(s) for s in strengths]
     if len(levels) < 2 or levels[0] != 0 or sorted(set(levels)) != levels:

@@ -28,7 +28,7 @@ class Group:
         name: ``sex=f``, or ``sex=f, age < 30``.
         rows: How many.
         share: Of all rows, or of their weight.
-        metrics: ``"prediction"``, its mean; with targets also ``"target"`` and, by what they are, ``"squared error"``, or
+        metrics: ``"prediction"``, its mean; with targets also ``"target"``; then ``"squared error"``, or for classes
             ``"selected"``, ``"accuracy"``, ``"true positives"`` and ``"false positives"`` (rates at the threshold;
             None where nobody could be).
     """
@@ -116,9 +116,9 @@ class FairnessReport:
         if before is not None:
             series = {"before": ([old for _, old in pairs if old], "#E69F00", "o"), "after": series["prediction"]}
         for label, (rows, color, marker) in series.items():
-            axes.plot([row.metrics["prediction"] for row in rows], range(len(rows)), marker, color=color, label=label)
+            axes.plot(_values(rows, "prediction"), range(len(rows)), marker, color=color, label=label)
         if "target" in self.groups[0].metrics:
-            targets = [now.metrics["target"] for now, _ in pairs]
+            targets = _values([now for now, _ in pairs], "target")
             axes.plot(targets, range(len(pairs)), "|", color="0.3", markersize=10, label="target")
         axes.axhline(len(self.groups) - 0.5, color="0.7", linewidth=0.8)
         axes.set_yticks(range(len(pairs)), [now.name for now, _ in pairs], fontsize=8)
@@ -206,7 +206,7 @@ def fairness_report(
     deals = [
         group_js_divergence(f[torch.randperm(n, generator=generator)], cell, bins=bins, weights=w) for _ in range(10)
     ]
-    means = [float(group.metrics["prediction"] or 0.0) for group in crossed]
+    means = _values(crossed, "prediction")
     return FairnessReport(
         groups=tuple(single),
         intersections=tuple(crossed),
@@ -277,6 +277,11 @@ def _pairs(now: FairnessReport, before: FairnessReport | None) -> list[tuple[Gro
     if [row.name for row in old] != [row.name for row in rows]:
         raise ValueError("before: expected a report on the same groups, got one on others")
     return list(zip(rows, old, strict=True))
+
+
+def _values(rows: list[Group], metric: str) -> list[float]:
+    """Of a metric that every group has."""
+    return [float(value) for row in rows if (value := row.metrics[metric]) is not None]
 
 
 def _change(now: float | None, old: float | None, digits: int = 3) -> str:
