@@ -199,7 +199,9 @@ def batch_loader(
     if len(set(lengths)) > 1:
         raise ValueError(f"x, y, attributes, weights: expected equal numbers of rows, got {lengths}")
     rows = _Rows(FairBatch(x, y, list(attributes), weights))
-    return DataLoader(rows, batch_size=None, sampler=_Orders(len(x), batch_size, seed))
+    # A generator of its own, for the loader not to draw from torch's.
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(rows, batch_size=None, sampler=_Orders(len(x), batch_size, seed), generator=generator)
 
 
 class _Rows(Dataset[FairBatch]):
@@ -227,4 +229,5 @@ class _Orders(Sampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        return iter(torch.randperm(self.n, generator=generator).tensor_split(self.count))
+        # A generator, which reads the epoch at the first batch: on resuming, Lightning sets it after it asks for one.
+        yield from torch.randperm(self.n, generator=generator).tensor_split(self.count)
