@@ -19,7 +19,7 @@ from infotorch.fairness.attributes import encode_attributes
 from infotorch.fairness.models import FairClassifier, FairModel
 from infotorch.fairness.report import FairnessReport, fairness_report
 
-STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+STRENGTHS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 Model = TypeVar("Model", bound=FairModel)
 
 

@@ -23,6 +23,7 @@ ROOMS = {
     "rlvr.tasks": "rlvr",
     "nn": "nn",
     "report": "report",
+    "fairness": "fairness",
 }
 
 

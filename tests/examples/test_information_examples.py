@@ -17,6 +17,7 @@ SMALL = {
     "dependence": ("dcov-dependence", ["--repeats", "1"]),
     "dse": ("dse", ["--epochs", "1"]),
     "entropic_ot": ("entropic-ot", []),
+    "fairness": ("dcov-fairness", ["--epochs", "1"]),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
     "representation_geometry": ("representation-geometry", ["--steps", "5"]),
 }
