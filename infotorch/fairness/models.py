@@ -106,8 +106,9 @@ class FairModel(_Learned):
         goes_on = self.warm_start and "module_" in vars(self)
         if goes_on:
             self._check_columns(inputs)
+            self.module_.penalty = self._penalty()
             self.module_.strength = check_range("strength", self.strength, 0.0)
-            self.module_.learning_rate = self.learning_rate
+            self.module_.learning_rate = check_range("learning_rate", self.learning_rate, 0.0, low_open=True)
         else:
             self._center = inputs.values.double().mean(0)
             deviation = inputs.values.double().std(0, correction=0)
@@ -129,19 +130,20 @@ class FairModel(_Learned):
         self.history_ = self.module_.history
         return self
 
+    def _penalty(self) -> nn.Module:
+        if isinstance(self.penalty, nn.Module):
+            return self.penalty
+        check_choice("penalty", self.penalty, MEASURES)
+        return DependencePenalty(self.penalty, scale=self.scale)
+
     def _module(self, columns: int) -> FairModule:
-        if isinstance(self.penalty, str):
-            check_choice("penalty", self.penalty, MEASURES)
-            penalty: nn.Module = DependencePenalty(self.penalty, scale=self.scale)
-        else:
-            penalty = self.penalty
         outputs = self._outputs()
         network = (
             copy.deepcopy(self.hidden) if isinstance(self.hidden, nn.Module) else mlp((columns, *self.hidden, outputs))
         )
         return FairModule(
             network,
-            penalty,
+            self._penalty(),
             likelihood=self._likelihood(),
             strength=self.strength,
             learning_rate=self.learning_rate,

@@ -173,7 +173,8 @@ def test_warm_start_goes_on():
     x, y, s = xor(400)
     model = FairRegressor(epochs=3, warm_start=True).fit(x, y, s)
     start = model.loss(x, y)
-    model.set_params(strength=0.0).fit(x, y, s)
+    model.set_params(strength=0.0, penalty="jdcov").fit(x, y, s)
+    assert model.module_.penalty.options.name == "jdcov"
     assert [row["strength"] for row in model.history_] == [1.0] * 3 + [0.0] * 3
     assert model.loss(x, y) < start
     assert len(model.set_params(warm_start=False).fit(x, y, s).history_) == 3

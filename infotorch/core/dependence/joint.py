@@ -112,7 +112,7 @@ def jdcor_sqr(
 ) -> Tensor:
     r"""Joint distance correlation (V-statistic): :func:`jdcov_sqr` of variables scaled to distance variance 1.
 
-    :math:`A^m` is divided by :math:`\mathrm{dCov}(x_m, x_m)^{1/2}`, the root of its mean square, so that no variable's
+    :math:`A^m` is divided by :math:`\mathrm{dCov}(x_m, x_m)`, the root of its mean square, so that no variable's
     scale counts. For two variables this is :func:`~infotorch.core.dependence.distance_correlation_sqr`; for more it is
     not bounded by 1. A constant variable is independent of all. Arguments, result and errors are those of
     :func:`jdcov_sqr`.
