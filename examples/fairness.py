@@ -6,7 +6,7 @@ sex and age) and motor insurance (claim frequency, a Poisson model; gender and a
 All numbers are those of held-out rows.
 
     python examples/fairness.py                      the design only, five seeds, under two minutes on one CPU core
-    python examples/fairness.py --data-root data     with COMPAS and the motor claims, about twenty minutes
+    python examples/fairness.py --data-root data     with COMPAS and the motor claims, about ten minutes
 
 Written to --out: dcov-fairness.json and dcov-fairness.png.
 """
