@@ -2,7 +2,7 @@
 
 Nothing is downloaded. The folder is laid out as torchvision and the publishers' files have it: ``MNIST/raw`` (idx
 files), ``cifar10/train`` and ``cifar10/test`` (one folder of images per class), ``compas-scores-two-years.csv``,
-``tinyshakespeare.txt``.
+``pg15training.csv`` (motor insurance, from CASdatasets), ``tinyshakespeare.txt``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Images", "Table", "add_data_root", "images", "people", "text"]
+__all__ = ["Images", "Table", "add_data_root", "claims", "images", "people", "text"]
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +115,20 @@ def people(root: Path | None) -> Table:
         kinds = sorted({row[name] for row in rows})
         columns[name] = torch.tensor([kinds.index(row[name]) for row in rows])
     return Table(f"COMPAS ({len(rows)} defendants)", columns)
+
+
+def claims(root: Path) -> Table:
+    """Policies of a French motor insurer, 2009 and 2010: properties of car and driver, exposure in years, claims."""
+    with (root / "pg15training.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {}
+    for name in ("Age", "Group1", "Bonus", "Poldur", "Value", "Density", "Numtppd"):
+        columns[name] = torch.tensor([float(row[name]) for row in rows])
+    columns["exposure"] = torch.tensor([float(row["Exppdays"]) / 365 for row in rows])
+    for name in ("Gender", "Type", "Category", "Occupation", "Group2", "Adind"):
+        kinds = sorted({row[name] for row in rows})
+        columns[name] = torch.tensor([kinds.index(row[name]) for row in rows])
+    return Table(f"pg15training ({len(rows)} policies)", columns)
 
 
 def text(root: Path | None) -> tuple[str, str]:

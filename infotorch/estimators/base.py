@@ -64,23 +64,8 @@ class Estimate:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Estimator(ABC):
-    """Parameters, learned attributes and warnings of every estimator.
-
-    Attributes:
-        quantity: What is estimated; its value is the learned attribute of that name with an underscore.
-        std_error_: Standard error, or None.
-        interval_: Confidence interval ``(low, high)``, or None.
-        warnings_: Texts of the warnings of the last fit.
-        n_samples_: Number of points.
-    """
-
-    quantity: ClassVar[str] = "mutual_information"
-
-    std_error_: float | None
-    interval_: tuple[float, float] | None
-    warnings_: tuple[str, ...]
-    n_samples_: int
+class Parameters:
+    """Named options as scikit-learn has them, and learned attributes that are missed with a clear error."""
 
     @classmethod
     def _parameters(cls) -> dict[str, inspect.Parameter]:
@@ -130,6 +115,25 @@ class Estimator(ABC):
         if name.endswith("_") and not name.startswith("_"):
             raise NotFitted(f"{type(self).__name__}: {name} is there after fit, which has not been called")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class Estimator(Parameters, ABC):
+    """Parameters, learned attributes and warnings of every estimator.
+
+    Attributes:
+        quantity: What is estimated; its value is the learned attribute of that name with an underscore.
+        std_error_: Standard error, or None.
+        interval_: Confidence interval ``(low, high)``, or None.
+        warnings_: Texts of the warnings of the last fit.
+        n_samples_: Number of points.
+    """
+
+    quantity: ClassVar[str] = "mutual_information"
+
+    std_error_: float | None
+    interval_: tuple[float, float] | None
+    warnings_: tuple[str, ...]
+    n_samples_: int
 
     @property
     def value_(self) -> float:

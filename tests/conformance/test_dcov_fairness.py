@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import dispatch
 
+from infotorch import fairness as F
 from infotorch.core import dependence as D
 
 SLUG = "dcov-fairness"
@@ -57,12 +58,15 @@ def check_multi(case) -> None:
     def measure(name: str, kind: str, c: str | None) -> torch.Tensor:
         prefix = "u_" if kind == "u" else ""
         if name.startswith("jdcov2"):
-            part = "first" if name == "jdcov2_fpart" else "all"
-            return getattr(D, prefix + "jdcov_sqr")([x, *attributes], c=float(c), part=part)
+            if name == "jdcov2_fpart":
+                return F.jdcov_penalty(x, attributes, c=float(c), unbiased=kind == "u")
+            return getattr(D, prefix + "jdcov_sqr")([x, *attributes], c=float(c))
         marginals = torch.stack([getattr(D, prefix + "distance_covariance_sqr")(x, s) for s in attributes])
         joint = getattr(D, prefix + "ccdcov_sqr")(x, attributes)
         by_hand = getattr(D, prefix + "distance_covariance_sqr")(x, concatenated)
         torch.testing.assert_close(joint, by_hand, rtol=1e-9, atol=1e-12)
+        for penalty, value in ((F.CCdCovPenalty, joint), (F.DistanceCovariancePenalty, marginals.sum())):
+            assert torch.equal(penalty(unbiased=kind == "u")(x, attributes), value)
         return {"ccdcov2": joint, "marginal2": marginals, "eta": joint - marginals.sum()}[name]
 
     cells = torch.stack([s for s in attributes if not s.is_floating_point()], 1)

@@ -16,7 +16,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from infotorch.core import dependence as D
-from infotorch.core.dependence import _line, _tiles
+from infotorch.core.dependence import _joint, _line, _tiles
 from infotorch.core.discrete import discrete_mutual_information
 
 quick = settings(max_examples=10, deadline=None, derandomize=True)
@@ -322,6 +322,50 @@ def test_jdcov_against_the_sum_over_subsets(c, part, monkeypatch):
         function = D.u_jdcov_sqr if unbiased else D.jdcov_sqr
         found = function(variables, c=c, part=part)
         same(found, total, *leaves)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("part", ["all", "first"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_jdcov_by_cells_is_that_by_tiles(scaled, part, unbiased, monkeypatch):
+    """One variable on a line, the others categories; and categories alone."""
+    x, a, b = normal(90).requires_grad_(), categories(90, 3), categories(90, 2, 1)
+    function = getattr(D, f"{'u_' * unbiased}jd{'cor' if scaled else 'cov'}_sqr")
+    by_cells, sets = [], ([x, a, b], [a, x, b], [a, b])
+    with monkeypatch.context() as patch:
+        patch.setattr(_joint._JointMean, "apply", None)  # all pairs are not visited
+        by_cells += [function(variables, c=0.7, part=part) for variables in sets]
+    monkeypatch.setattr(_joint, "MAX_CELLS", 0)
+    for found, variables in zip(by_cells, sets, strict=True):
+        by_tiles = function(variables, c=0.7, part=part)
+        if len(variables) == 3:
+            same(found, by_tiles, x)
+        else:
+            torch.testing.assert_close(found, by_tiles)
+
+
+def test_jdcov_by_cells_takes_weights(monkeypatch):
+    x, a, b = normal(90).requires_grad_(), categories(90, 3), categories(90, 2, 1)
+    w = torch.rand(90, dtype=torch.float64, generator=generator())
+    found = D.jdcov_sqr([x, a, b], weights=w)
+    monkeypatch.setattr(_joint, "MAX_CELLS", 0)
+    same(found, D.jdcov_sqr([x, a, b], weights=w), x)
+
+
+def test_joint_correlations():
+    """Of two variables they are the distance correlation; scales do not count; constants are independent."""
+    x, y, a = normal(60), normal(60, 2, seed=1), categories(60, 3)
+    for prefix in ("", "u_"):
+        joint, concatenated = getattr(D, prefix + "jdcor_sqr"), getattr(D, prefix + "ccdcor_sqr")
+        pair = getattr(D, prefix + "distance_correlation_sqr")
+        for other in (y, a):
+            torch.testing.assert_close(joint([x, other]), pair(x, other))
+            torch.testing.assert_close(concatenated(x, [other]), pair(x, other))
+        both = torch.cat((y, torch.nn.functional.one_hot(a) / math.sqrt(2)), 1)
+        torch.testing.assert_close(concatenated(x, [y, a]), pair(x, both))
+        torch.testing.assert_close(joint([9 * x, y / 7, a]), joint([x, y, a]))
+        torch.testing.assert_close(joint([x, y], exponent=0.5), pair(x, y, exponent=0.5))
+        assert float(joint([torch.ones(60), a])) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_jdcov_of_two_is_distance_covariance():

@@ -18,7 +18,11 @@ def collect() -> dict[str, Any]:
     total = distributed.all_reduce_sum_with_grad(leaf * (rank + 1))
     # Each rank weighs the common total differently, so that the two upstream gradients differ.
     (total * torch.tensor([1.0, 3.0 + rank])).sum().backward()
+    gathered = torch.tensor([1.0, 2.0, 3.0][: rank + 1], requires_grad=True)
+    # Rows 0 (of rank 0), 1 and 2 (of rank 1), which each rank weighs differently.
+    (distributed.gather_cat_with_grad(gathered) * torch.tensor([1.0, 10.0, 100.0]) * (rank + 1)).sum().backward()
     return {
+        "gathered_grad": gathered.grad,
         "active": distributed.is_active(),
         "size": distributed.world_size(),
         "rank": rank,
@@ -73,6 +77,11 @@ def test_gather_of_unequal_lengths(ranks: list[dict[str, Any]]):
         assert r["gathered"].tolist() == [[0, 0], [1, 1], [1, 1]]
         assert r["empty"].tolist() == [5.0, 5.0, 5.0]
         assert r["counts"] == [4, 5]
+
+
+def test_gathered_gradient_is_that_of_the_sum_of_losses(ranks: list[dict[str, Any]]):
+    assert ranks[0]["gathered_grad"].tolist() == [3.0]
+    assert ranks[1]["gathered_grad"].tolist() == [30.0, 300.0]
 
 
 def test_gradient_is_that_of_the_sum_of_losses(ranks: list[dict[str, Any]]):

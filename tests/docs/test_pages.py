@@ -28,6 +28,7 @@ ROOMS = {
     "forecasting": "forecasting",
     "rl": "rl",
     "report": "report",
+    "fairness": "fairness",
 }
 
 

@@ -23,6 +23,7 @@ SMALL = {
     "interval_coverage": ("interval-coverage", ["--samples", "2"]),
     "hl_gauss": ("hl-gauss", ["--steps", "5"]),
     "evodiff": ("evodiff", ["--starts", "16", "--steps", "20", "--samples", "40"]),
+    "fairness": ("dcov-fairness", ["--epochs", "1"]),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
     "mist": ("mist", ["--tasks", "6"]),
     "mist_train": ("mist_train", ["--steps", "4"]),

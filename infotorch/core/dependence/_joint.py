@@ -1,24 +1,92 @@
-"""The mean over pairs of a product of many centered distances, by tiles, with a backward pass that recomputes them."""
+"""The mean over pairs of a product of many centered distances: by cells where it can be, else by tiles.
+
+Tiles are computed again in the backward pass.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from infotorch.core._autograd import first_order
+from infotorch.core.dependence import _line
 from infotorch.core.dependence._tiles import Points, add_product, tiles
 from infotorch.core.dependence._variables import Variable
 
 
 def joint_mean(variables: Sequence[Variable], constants: Sequence[float], weights: Tensor, *, unbiased: bool) -> Tensor:
     r"""Mean of :math:`\prod_m (c_m - A^m_{ij}) - \prod_m c_m` over pairs, ``A`` double- or U-centered distances."""
+    points = [m for m, v in enumerate(variables) if v.cell is None]
+    if not points or (len(points) == 1 and variables[points[0]].line is not None):
+        cells = _JointCells.of([v for v in variables if v.cell is not None])
+        if cells is not None:
+            line = points[0] if points else None
+            return cells.mean(variables, constants, line, weights, unbiased=unbiased)
     return _JointMean.apply(  # pyright: ignore[reportReturnType]
         variables, tuple(constants), weights, unbiased, *(v.leaf for v in variables)
     )
+
+
+MAX_CELLS = 2048  # above this a table of distances between cells costs more than it saves
+
+
+@dataclass(frozen=True)
+class _JointCells:
+    """Cells in which all of several categories agree.
+
+    Attributes:
+        cell: ``[n]``, numbers from 0.
+        kinds: ``[G, k]``: the categories of every cell.
+    """
+
+    cell: Tensor
+    kinds: Tensor
+
+    @classmethod
+    def of(cls, categories: Sequence[Variable]) -> _JointCells | None:
+        """None where there are no categories, or tiles are as quick."""
+        cells = [v.cell for v in categories if v.cell is not None]
+        if not cells:
+            return None
+        kinds, cell = torch.unique(torch.stack(cells, 1), dim=0, return_inverse=True)
+        return cls(cell, kinds) if len(kinds) <= min(MAX_CELLS, len(cell) // 8) else None
+
+    def mean(
+        self, variables: Sequence[Variable], constants: Sequence[float], line: int | None, w: Tensor, *, unbiased: bool
+    ) -> Tensor:
+        """As :func:`joint_mean` in ``O(n log n + n G)``: every factor but that of ``line`` is a table over cells."""
+        n = len(w)
+        table, rest, kinds = w.new_ones(len(self.kinds), len(self.kinds)), 1.0, iter(self.kinds.T)
+        for m, (variable, constant) in enumerate(zip(variables, constants, strict=True)):
+            if m == line:
+                continue
+            kind, masses = next(kinds), variable.masses(w)
+            apart = kind.unsqueeze(1) != kind if variable.between is None else variable.between[kind][:, kind]
+            shift = _shift(variable.across(masses), masses, n, unbiased)[kind]
+            table *= constant - apart.to(w) + shift.unsqueeze(1) + shift
+            rest *= constant
+        sums = table @ w.new_zeros(len(table)).index_add_(0, self.cell, w)
+        if unbiased:  # a U-centered matrix has an empty diagonal
+            sums = sums - table.diagonal() / n
+        sums = sums[self.cell]
+        mean = w @ sums + (rest / n if unbiased else 0.0)
+        if line is not None:
+            x = variables[line].line
+            assert x is not None
+            shift = _shift(variables[line].means(w), w, n, unbiased)
+            mean = constants[line] * mean - _line.cell_product(x, self.cell, table, w) + 2 * w @ (shift * sums)
+        return (n / (n - 3) if unbiased else 1.0) * (mean - math.prod(constants))
+
+
+def _shift(means: Tensor, weights: Tensor, n: int, unbiased: bool) -> Tensor:
+    """What centering takes off rows and columns, from the weighted means of the rows."""
+    row, grand = (n / (n - 2), n * n / ((n - 1) * (n - 2))) if unbiased else (1.0, 1.0)
+    return row * means - grand * (means @ weights) / 2
 
 
 class _JointMean(torch.autograd.Function):
@@ -71,16 +139,14 @@ class _Product:
     def __init__(
         self, variables: Sequence[Variable], constants: tuple[float, ...], weights: Tensor, unbiased: bool
     ) -> None:
-        n = len(weights)
         self.constants, self.weights, self.unbiased = constants, weights, unbiased
-        self.row, self.grand = (n / (n - 2), n * n / ((n - 1) * (n - 2))) if unbiased else (1.0, 1.0)
         self.sides = [v.side for v in variables]
         with torch.no_grad():
             self.means = [v.means(weights) for v in variables]
 
     def center(self, tile: Tensor, means: Tensor, rows: slice, columns: slice) -> Tensor:
         """Center a tile in place; ``means`` are the weighted means of the rows of its matrix."""
-        shifted = self.row * means - self.grand * (means @ self.weights) / 2
+        shifted = _shift(means, self.weights, len(self.weights), self.unbiased)
         return tile.sub_(shifted[rows].unsqueeze(1)).sub_(shifted[columns])
 
     def factors(self, rows: slice, columns: slice) -> list[Tensor]:

@@ -136,7 +136,7 @@ def distance_correlation_sqr(x: Tensor, y: Tensor, *, exponent: float = 1.0, wei
     _warn_of_width(a, b)
     both = pair_means(a, b, w)
     own = [v_statistic(PairMeans(v.own_product(w), m, m), w) for v, m in ((a, both.x), (b, both.y))]
-    return _correlation(v_statistic(both, w), *own).to(result_dtype(x, y))
+    return correlation(v_statistic(both, w), *own).to(result_dtype(x, y))
 
 
 def u_distance_correlation_sqr(x: Tensor, y: Tensor, *, exponent: float = 1.0) -> Tensor:
@@ -153,7 +153,7 @@ def u_distance_correlation_sqr(x: Tensor, y: Tensor, *, exponent: float = 1.0) -
     check_enough(len(a))
     both = pair_means(a, b, w)
     own = [u_statistic(PairMeans(v.own_product(w), m, m)) for v, m in ((a, both.x), (b, both.y))]
-    return _correlation(u_statistic(both), *own).to(result_dtype(x, y))
+    return correlation(u_statistic(both), *own).to(result_dtype(x, y))
 
 
 def distance_correlation(x: Tensor, y: Tensor, *, exponent: float = 1.0, weights: Tensor | None = None) -> Tensor:
@@ -211,6 +211,7 @@ def _warn_of_width(x: Variable, y: Variable) -> None:
         )
 
 
-def _correlation(covariance: Tensor, x_variance: Tensor, y_variance: Tensor) -> Tensor:
+def correlation(covariance: Tensor, x_variance: Tensor, y_variance: Tensor) -> Tensor:
+    """Covariance over the root of both variances; 0 where one of them is."""
     scale = safe_sqrt(x_variance.clamp(min=0) * y_variance.clamp(min=0))
     return torch.where(scale > 0, covariance / torch.where(scale > 0, scale, 1.0), 0.0)
