@@ -1,5 +1,7 @@
 """Reinforcement learning with entropy at its center."""
 
+from infotorch.rl.adversary import AdversaryWrapper, Turn, set_parameter
+from infotorch.rl.episodes import Episode, act_with, play
 from infotorch.rl.matrix_games import (
     MATCHING_PENNIES,
     ROCK_PAPER_SCISSORS,
@@ -10,6 +12,9 @@ from infotorch.rl.matrix_games import (
     logit_qre,
     nash,
 )
+from infotorch.rl.player import Player, Replay, Transitions
+from infotorch.rl.qarl import METHODS, QARL
+from infotorch.rl.robustness import Grid, fresh_adversary, robustness_grid
 from infotorch.rl.soft_actor_critic import (
     SquashedGaussian,
     TwinCritic,
@@ -32,25 +37,39 @@ from infotorch.rl.temperature import (
 
 __all__ = [
     "MATCHING_PENNIES",
+    "METHODS",
+    "QARL",
     "ROCK_PAPER_SCISSORS",
+    "AdversaryWrapper",
     "Curriculum",
+    "Episode",
     "FixedTemperature",
     "GammaCurriculum",
+    "Grid",
     "LinearTemperature",
     "Play",
+    "Player",
     "QuantalResponse",
+    "Replay",
     "SquashedGaussian",
     "TeacherStep",
+    "Transitions",
+    "Turn",
     "TwinCritic",
+    "act_with",
     "actor_loss",
     "critic_target",
     "exploitability",
+    "fresh_adversary",
     "gamma_kl",
     "gradient_play",
     "importance_return",
     "logit_qre",
     "nash",
+    "play",
     "polyak_",
+    "robustness_grid",
+    "set_parameter",
     "squash",
     "teacher_step",
     "temperature_loss",
