@@ -37,7 +37,6 @@ from tqdm import tqdm
 
 from infotorch.rl import (
     MATCHING_PENNIES,
-    METHODS,
     QARL,
     ROCK_PAPER_SCISSORS,
     AdversaryWrapper,
@@ -87,11 +86,15 @@ class Task:
         return AdversaryWrapper(self.make(), self.bodies, self.axes, self.force)
 
 
+def _to_unit(reward: Any) -> float:
+    """Pendulum's reward between 0 and 1, which temperatures from 0.05 to 0.001 suit."""
+    return 1 + float(reward) / 16.2736044
+
+
 def pendulum() -> Any:
     import gymnasium
 
-    # Rewards between 0 and 1, as temperatures from 0.05 to 0.001 suit.
-    return gymnasium.wrappers.TransformReward(gymnasium.make("Pendulum-v1"), lambda reward: 1 + reward / 16.2736044)
+    return gymnasium.wrappers.TransformReward(gymnasium.make("Pendulum-v1"), _to_unit)
 
 
 def mujoco(name: str, horizon: int) -> Callable[[], Any]:
@@ -206,42 +209,36 @@ def run(task: Task, method: str, seed: int, args: Any, points: int) -> tuple[dic
 def plot(games: list[Any], grids: dict[str, dict[str, Tensor]], path: Path) -> None:
     plt = plotting()
     columns = max(4, *(len(maps) for maps in grids.values())) if grids else 4
-    figure, axes = plt.subplots(1 + len(grids), columns, figsize=(2.9 * columns, 3.1 * (1 + len(grids))), squeeze=False)
+    rows = 1 + len(grids)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.8 * columns, 2.9 * rows), squeeze=False, layout="constrained")
     for axis, game in zip(axes[0], GAMES, strict=False):
         for color, name in zip(COLORS, games[0][game], strict=False):
             curve = torch.stack([run[game][name] for run in games]).mean(0).clamp_min(1e-6)
             axis.plot(curve, color=color, label=name, linewidth=1.3)
         axis.set(yscale="log", ylim=(1e-4, 5), title=game, xlabel="step")
     axes[0, 0].set_ylabel("exploitability")
-    axes[0, 0].legend(fontsize=7, loc="lower left")
-    for game, payoff in GAMES.items():
-        found = logit_qre(payoff, 0.1, TEMPERATURES, tol=1e-8)
-        gaps = exploitability(payoff, found.x, found.y).clamp_min(1e-6)
-        axes[0, 3].plot(TEMPERATURES, gaps, label=game, linewidth=1.3)
-    axes[0, 3].set(
-        xscale="log", yscale="log", ylim=(1e-4, 5), xlabel=r"$\alpha$", title=r"logit equilibrium, $\tau=0.1$"
-    )
+    axes[0, 2].legend(fontsize=7, loc="lower right")
+    # In the other two games the equilibrium is uniform at all temperatures.
+    payoff = GAMES["uneven pennies"]
+    for color, tau in zip(COLORS, (0.1, 1.0), strict=False):
+        found = logit_qre(payoff, tau, TEMPERATURES, tol=1e-8)
+        axes[0, 3].plot(TEMPERATURES, exploitability(payoff, found.x, found.y), color=color, label=rf"$\tau={tau:g}$")
+    axes[0, 3].set(xscale="log", yscale="log", ylim=(1e-2, 5), xlabel=r"$\alpha$", title="uneven pennies, equilibrium")
     axes[0, 3].legend(fontsize=7)
     for axis in axes[0, 4:]:
         axis.axis("off")
     for row, (name, maps) in zip(axes[1:], grids.items(), strict=True):
         (down, down_ends), (across, across_ends) = TASKS[name].grid.items()
         stacked = torch.stack(list(maps.values()))
-        low, high = float(stacked.min()), float(stacked.max())
         for axis, (method, values) in zip(row, maps.items(), strict=False):
-            image = axis.imshow(
-                values,
-                origin="lower",
-                aspect="auto",
-                extent=(*across_ends, *down_ends),
-                vmin=low,
-                vmax=high,
-                cmap="viridis",
-            )
-            axis.set(title=f"{name}: {method}", xlabel=across)
+            ticks = [torch.linspace(*ends, len(values)) for ends in (across_ends, down_ends)]
+            image = axis.pcolormesh(*ticks, values, vmin=float(stacked.min()), vmax=float(stacked.max()))
+            axis.set(title=method, xlabel=across)
             axis.grid(False)
-        row[0].set_ylabel(down)
-        figure.colorbar(image, ax=row[: len(maps)].tolist(), label="return", fraction=0.015, pad=0.01)
+            if axis is row[0]:
+                axis.set_ylabel(f"{name}\n{down}")
+            if axis is row[len(maps) - 1]:
+                figure.colorbar(image, ax=axis, label="return")
         for axis in row[len(maps) :]:
             axis.axis("off")
     figure.savefig(path)
@@ -250,12 +247,12 @@ def plot(games: list[Any], grids: dict[str, dict[str, Tensor]], path: Path) -> N
 def main() -> None:
     parser = base_parser(__doc__, slug="qarl", seeds=1)
     parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=["pendulum"])
-    parser.add_argument("--methods", nargs="*", choices=[*METHODS, "all"], default=["sac", "rarl", "qarl"])
+    parser.add_argument("--methods", nargs="*", choices=[*QARL.METHODS, "all"], default=["sac", "rarl", "qarl"])
     parser.add_argument(
         "--iterations", type=int, default=5, help="of the short runs; three times as many of short episodes"
     )
     args = parser.parse_args()
-    methods = [m for m in reversed(METHODS) if m in args.methods or "all" in args.methods]
+    methods = [m for m in reversed(QARL.METHODS) if m in args.methods or "all" in args.methods]
     seeds = [args.seed + i for i in range(args.seeds or (5 if args.full else 1))]
     points = 11 if args.full else 7
     torch.set_num_threads(1)

@@ -1,7 +1,12 @@
-"""Reinforcement learning with entropy at its center."""
+"""Reinforcement learning with entropy at its center: robust control against an adversary of growing rationality.
+
+The Lightning module is imported on first use. Environments need gymnasium (``pip install 'infotorch[rl]'``).
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from infotorch.rl.adversary import AdversaryWrapper, Turn, set_parameter
-from infotorch.rl.episodes import Episode, act_with, play
+from infotorch.rl.episodes import Outcome, act_with, play_against
 from infotorch.rl.matrix_games import (
     MATCHING_PENNIES,
     ROCK_PAPER_SCISSORS,
@@ -12,8 +17,7 @@ from infotorch.rl.matrix_games import (
     logit_qre,
     nash,
 )
-from infotorch.rl.player import Player, Replay, Transitions
-from infotorch.rl.qarl import METHODS, QARL
+from infotorch.rl.player import Player, Replay, ReplayRows
 from infotorch.rl.robustness import Grid, fresh_adversary, robustness_grid
 from infotorch.rl.soft_actor_critic import (
     SquashedGaussian,
@@ -35,25 +39,27 @@ from infotorch.rl.temperature import (
     teacher_step,
 )
 
+if TYPE_CHECKING:
+    from infotorch.rl.qarl import QARL
+
 __all__ = [
     "MATCHING_PENNIES",
-    "METHODS",
     "QARL",
     "ROCK_PAPER_SCISSORS",
     "AdversaryWrapper",
     "Curriculum",
-    "Episode",
     "FixedTemperature",
     "GammaCurriculum",
     "Grid",
     "LinearTemperature",
+    "Outcome",
     "Play",
     "Player",
     "QuantalResponse",
     "Replay",
+    "ReplayRows",
     "SquashedGaussian",
     "TeacherStep",
-    "Transitions",
     "Turn",
     "TwinCritic",
     "act_with",
@@ -66,7 +72,7 @@ __all__ = [
     "importance_return",
     "logit_qre",
     "nash",
-    "play",
+    "play_against",
     "polyak_",
     "robustness_grid",
     "set_parameter",
@@ -74,3 +80,13 @@ __all__ = [
     "teacher_step",
     "temperature_loss",
 ]
+
+_LIGHTNING = {"QARL": "qarl"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LIGHTNING:
+        from importlib import import_module
+
+        return getattr(import_module(f"infotorch.rl.{_LIGHTNING[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,12 +12,12 @@ from torch import Generator
 from infotorch.rl.adversary import AdversaryWrapper
 from infotorch.rl.soft_actor_critic import SquashedGaussian
 
-__all__ = ["Act", "Episode", "act_with", "play"]
+__all__ = ["Act", "Outcome", "act_with", "play_against"]
 
 Act = Callable[[np.ndarray], np.ndarray]
 
 
-class Episode(NamedTuple):
+class Outcome(NamedTuple):
     """What the protagonist earned: summed, and discounted; and the number of steps."""
 
     total: float
@@ -35,7 +35,7 @@ def act_with(policy: SquashedGaussian, generator: Generator | None = None) -> Ac
     return act
 
 
-def play(
+def play_against(
     env: AdversaryWrapper,
     protagonist: Act,
     adversary: Act | None = None,
@@ -45,7 +45,7 @@ def play(
     force: float = 1.0,
     gamma: float = 0.99,
     after_step: Callable[..., Any] | None = None,
-) -> Episode:
+) -> Outcome:
     """Play until the environment ends the episode.
 
     Args:
@@ -61,7 +61,7 @@ def play(
 
     >>> import gymnasium
     >>> env = AdversaryWrapper(gymnasium.make("Pendulum-v1", max_episode_steps=5), ["pole"], "x")
-    >>> play(env, lambda observation: np.zeros(1), seed=0).steps
+    >>> play_against(env, lambda observation: np.zeros(1), seed=0).steps
     5
     """
     extra = np.array([] if temperature is None else [temperature], dtype=np.float32)
@@ -81,5 +81,5 @@ def play(
             steps + 1,
         )
         if turn.over:
-            return Episode(total, discounted, steps)
+            return Outcome(total, discounted, steps)
         seen = following

@@ -21,10 +21,10 @@ from infotorch.rl.soft_actor_critic import (
     temperature_loss,
 )
 
-__all__ = ["Player", "Replay", "Transitions"]
+__all__ = ["Player", "Replay", "ReplayRows"]
 
 
-class Transitions(NamedTuple):
+class ReplayRows(NamedTuple):
     """Rows of a replay buffer: ``(B, d)`` observations and actions, ``(B,)`` rewards and flags."""
 
     observation: Tensor
@@ -72,7 +72,7 @@ class Replay:
         self.at = (self.at + 1) % self.capacity
         self.size = min(self.size + 1, self.capacity)
 
-    def sample(self, count: int, generator: Generator | None = None, device: torch.device | None = None) -> Transitions:
+    def sample(self, count: int, generator: Generator | None = None, device: torch.device | None = None) -> ReplayRows:
         """Transitions drawn with replacement.
 
         Raises:
@@ -83,7 +83,7 @@ class Replay:
         index = torch.randint(self.size, (count,), generator=generator)
         rows = torch.from_numpy(self._rows[index.numpy()]).to(device or "cpu")
         observation, action, reward, absorbing, following = rows.split(self.splits, 1)
-        return Transitions(observation, action, reward.squeeze(1), absorbing.squeeze(1), following)
+        return ReplayRows(observation, action, reward.squeeze(1), absorbing.squeeze(1), following)
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept."""
@@ -147,7 +147,7 @@ class Player(nn.Module):
 
     def update(
         self,
-        batch: Transitions,
+        batch: ReplayRows,
         optimizers: Sequence[Any],
         *,
         gamma: float = 0.99,
@@ -173,10 +173,12 @@ class Player(nn.Module):
         metrics = {}
         with torch.no_grad():
             ahead = self.actor(batch.following, generator)
+            q1, q2 = self.target(batch.following, ahead.action)
             target = critic_target(
                 batch.reward,
                 batch.absorbing,
-                *self.target(batch.following, ahead.action),
+                q1,
+                q2,
                 ahead.log_prob,
                 self.temperature(batch.following),
                 gamma,
@@ -184,9 +186,8 @@ class Player(nn.Module):
         if policy:
             own = self.actor(batch.observation, generator)
             self.critic.requires_grad_(False)
-            loss = actor_loss(
-                own.log_prob, *self.critic(batch.observation, own.action), self.temperature(batch.observation)
-            )
+            q1, q2 = self.critic(batch.observation, own.action)
+            loss = actor_loss(own.log_prob, q1, q2, self.temperature(batch.observation))
             self.critic.requires_grad_(True)
             metrics |= {"actor": loss.detach(), "entropy": -own.log_prob.detach().mean()}
             _descend(optimizers[0], loss, backward)

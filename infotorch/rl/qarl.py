@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 
 from infotorch.core._checks import check_choice, check_range
 from infotorch.rl.adversary import AdversaryWrapper, Turn
-from infotorch.rl.episodes import Act, Episode, act_with, play
+from infotorch.rl.episodes import Act, Outcome, act_with, play_against
 from infotorch.rl.player import Player, Replay
 from infotorch.rl.temperature import Curriculum, FixedTemperature, GammaCurriculum, LinearTemperature
 
-__all__ = ["METHODS", "QARL"]
+__all__ = ["QARL"]
 
 METHODS = ("qarl", "linear", "fixed", "force", "rarl", "sac")
 # The adversary's temperature is part of what both players see.
@@ -80,6 +80,8 @@ class QARL(LightningModule):
     >>> model.temperature, model.evaluate(1)["steps"]
     (0.05, 200.0)
     """
+
+    METHODS = METHODS
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class QARL(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One iteration."""
         drawn = None if self.curriculum is None else self.curriculum.sample(self.episodes, self.generator)
-        earned: list[Episode] = []
+        earned: list[Outcome] = []
         metrics: dict[str, list[Tensor]] = {}
         for trained in reversed(list(self.players)):  # the adversary first
             for index in range(self.episodes):
@@ -203,13 +205,13 @@ class QARL(LightningModule):
 
     def play(
         self, protagonist: Act, adversary: Act | None, level: float | None = None, seed: int = 0, **options: Any
-    ) -> Episode:
+    ) -> Outcome:
         """An episode as the method sees it: temperature in the observation, or force cut to a bound."""
         if self.conditioned:
             options["temperature"] = level or 0.0
         elif level is not None:
             options["force"] = level
-        return play(self.env, protagonist, adversary, seed=seed, gamma=self.gamma, **options)
+        return play_against(self.env, protagonist, adversary, seed=seed, gamma=self.gamma, **options)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for each player's policy, critics and learned temperature."""
@@ -247,7 +249,7 @@ class QARL(LightningModule):
     def _episode_seed(self, index: int) -> int:
         return ((self.seed * 1_009 + self.iteration) * 1_009 + index) % 2**31
 
-    def _train_episode(self, trained: str, level: float | None, seed: int, metrics: dict[str, list[Tensor]]) -> Episode:
+    def _train_episode(self, trained: str, level: float | None, seed: int, metrics: dict[str, list[Tensor]]) -> Outcome:
         player, replay = self._player(trained), self.replays[trained]
         optimizers: Any = self.optimizers()
         first = 0 if trained == "protagonist" else 3  # after the protagonist's policy, critics and temperature

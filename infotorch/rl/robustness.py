@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from infotorch.core._checks import check_range
 from infotorch.rl.adversary import AdversaryWrapper, Turn
-from infotorch.rl.episodes import Act, act_with, play
+from infotorch.rl.episodes import Act, act_with, play_against
 from infotorch.rl.player import Player, Replay
 
 __all__ = ["Grid", "fresh_adversary", "robustness_grid"]
@@ -76,7 +76,9 @@ def robustness_grid(
             for j, column in enumerate(columns):
                 for name, value in ((row_name, row), (column_name, column)):
                     before.setdefault(name, env.set_parameter(name, value))
-                played = [play(env, protagonist, seed=seed + k, temperature=temperature) for k in range(episodes)]
+                played = [
+                    play_against(env, protagonist, seed=seed + k, temperature=temperature) for k in range(episodes)
+                ]
                 returns[i, j] = mean(episode.total for episode in played)
     finally:
         for name, value in before.items():
@@ -151,7 +153,7 @@ def fresh_adversary(
 
     drawn, episode = act_with(player.actor, generator), 0
     while done < steps:
-        play(
+        play_against(
             env,
             protagonist,
             drawn,

@@ -212,8 +212,9 @@ class SquashedGaussian(nn.Module):
     def forward(self, observation: Tensor, generator: Generator | None = None) -> Squashed:
         """Draw actions, differentiably."""
         mu = self.mu(observation)
-        noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
-        return squash(mu, self.log_std(observation), noise)
+        device = mu.device if generator is None else generator.device
+        noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=device)
+        return squash(mu, self.log_std(observation), noise.to(mu.device))
 
     @torch.no_grad()
     def act(self, observation: Tensor, generator: Generator | None = None) -> Tensor:

@@ -364,8 +364,10 @@ class GammaCurriculum:
         self._kept = torch.cat((self._kept, fresh), 1)[:, -self.capacity :]
         if self._kept.shape[1] < self.episodes:
             return
+        alpha, earned = self._kept
         step = teacher_step(
-            *self._kept,
+            alpha,
+            earned,
             self.shape,
             target=self.target,
             rate=self.rate,

@@ -8,7 +8,6 @@ import torch
 from common import plain_trainer, quiet_lightning
 
 from infotorch.rl import (
-    METHODS,
     QARL,
     AdversaryWrapper,
     FixedTemperature,
@@ -17,7 +16,7 @@ from infotorch.rl import (
     Replay,
     act_with,
     fresh_adversary,
-    play,
+    play_against,
     robustness_grid,
 )
 
@@ -40,7 +39,7 @@ def weights(model: QARL) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QARL.METHODS)
 def test_all_methods_train(method):
     model = make(method, performance_bound=-1e9)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -155,7 +154,7 @@ def test_replay_keeps_the_last(capacity):
 
 
 def test_returns_of_an_episode():
-    episode = play(make_env(5), lambda seen: np.zeros(1), seed=0, gamma=0.5)
+    episode = play_against(make_env(5), lambda seen: np.zeros(1), seed=0, gamma=0.5)
     env, rewards = gymnasium.make("Pendulum-v1"), []
     env.reset(seed=0)
     for _ in range(5):
@@ -169,7 +168,7 @@ def test_grid_puts_the_parameters_back():
     policy = act_with(Player(3, 1, hidden=(4,), generator=torch.Generator().manual_seed(0)).actor)
     grid = robustness_grid(env, policy, {"mass": [1.0, 2.0], "length": [0.5, 1.0, 2.0]}, episodes=2)
     assert (env.base.m, env.base.l) == (1.0, 1.0)
-    nominal = [play(env, policy, seed=k).total for k in range(2)]
+    nominal = [play_against(env, policy, seed=k).total for k in range(2)]
     assert float(grid.returns[0, 1]) == pytest.approx(sum(nominal) / 2)
     assert grid.score == pytest.approx(float(grid.returns.mean()))
     assert len(set(grid.returns.flatten().tolist())) == 6
