@@ -22,6 +22,7 @@ ROOMS = {
     "rlvr": "rlvr",
     "rlvr.tasks": "rlvr",
     "nn": "nn",
+    "rl": "rl",
     "report": "report",
 }
 

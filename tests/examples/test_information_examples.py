@@ -18,6 +18,7 @@ SMALL = {
     "dse": ("dse", ["--epochs", "1"]),
     "entropic_ot": ("entropic-ot", []),
     "koleo_neighbours": ("koleo-neighbours", ["--points", "300"]),
+    "qarl": ("qarl", ["--methods", "qarl", "--iterations", "1"]),
     "representation_geometry": ("representation-geometry", ["--steps", "5"]),
 }
 
