@@ -31,7 +31,9 @@ __all__ = [
     "nash",
 ]
 
+#: The row player wins if both show the same side.
 MATCHING_PENNIES = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+#: Each action beats one of the others and loses to the other.
 ROCK_PAPER_SCISSORS = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], dtype=torch.float64)
 
 

@@ -38,7 +38,7 @@ CONDITIONED = ("qarl", "linear", "fixed")
 class QARL(LightningModule):
     """Train a protagonist, alone or against an adversary.
 
-    An epoch is an iteration: ``episodes`` episodes that train the adversary, then as many that train the protagonist,
+    One process; an epoch is an iteration: ``episodes`` episodes that train the adversary, then as many that train the protagonist,
     both players drawing their actions; then an evaluation. Train with ``Trainer(max_epochs=iterations)``; gradient
     steps are taken while the episodes run.
 
@@ -50,6 +50,8 @@ class QARL(LightningModule):
         curriculum: Instead of the method's default. Of ``"force"`` it is one of the bound on the adversary's actions;
             by default a Gamma distribution of rate 50 whose shape goes from 1 to 50.
         performance_bound: Discounted return below which a default curriculum stands still.
+        relative_bound: Replace a Gamma curriculum's bound, from the second iteration on, by this share of the
+            discounted return without force at the last evaluation. None: keep it.
         iterations: How many are planned; linear temperatures depend on it.
         episodes: Episodes of each player in an iteration.
         gamma: Discount.
@@ -90,6 +92,7 @@ class QARL(LightningModule):
         method: str = "qarl",
         curriculum: Curriculum | None = None,
         performance_bound: float = 10.0,
+        relative_bound: float | None = None,
         iterations: int = 200,
         episodes: int = 5,
         gamma: float = 0.99,
@@ -118,6 +121,8 @@ class QARL(LightningModule):
             check_range(name, value, 0.0, 1.0)
         for name, value in {"lr_actor": lr_actor, "lr_critic": lr_critic}.items():
             check_range(name, value, 0.0, 1.0, low_open=True)
+        if relative_bound is not None:
+            check_range("relative_bound", relative_bound, 0.0, 1.0)
         if curriculum is not None and method in ("rarl", "sac"):
             raise ValueError(f"curriculum: expected None for {method!r}, got {type(curriculum).__name__}")
         self.env, self.method, self.iterations, self.episodes = env, method, iterations, episodes
@@ -125,6 +130,9 @@ class QARL(LightningModule):
         self.steps_per_update, self.lr_actor, self.lr_critic = steps_per_update, lr_actor, lr_critic
         self.evaluation, self.seed = evaluation, seed
         self.curriculum = curriculum or _default(method, performance_bound)
+        if relative_bound is not None and not isinstance(self.curriculum, GammaCurriculum):
+            raise ValueError(f"relative_bound: expected None for {method!r}, whose curriculum has no bound")
+        self.relative_bound = relative_bound
         self.conditioned = method in CONDITIONED
         self.generator = Generator().manual_seed(seed)
         seen = env.observation_size + self.conditioned
@@ -171,6 +179,8 @@ class QARL(LightningModule):
                 earned.append(self._train_episode(trained, level, seed, metrics))
         self.iteration += 1
         if self.curriculum is not None and drawn is not None:
+            if self.relative_bound is not None and self.history and isinstance(self.curriculum, GammaCurriculum):
+                self.curriculum.performance_bound = self.relative_bound * self.history[-1]["discounted_return"]
             returns = torch.tensor([episode.discounted for episode in earned])
             self.curriculum.update(drawn.repeat(len(self.players)), returns, self.iteration / self.iterations)
         row = {name: float(torch.stack(values).mean()) for name, values in metrics.items()}
@@ -190,8 +200,8 @@ class QARL(LightningModule):
                 adversary that is fully rational (the full force).
 
         Returns:
-            ``return``, without force; ``attacked``, against the trained adversary, if there is one; and the mean
-            number of ``steps`` without force.
+            ``return``, without force; ``attacked``, against the trained adversary, if there is one; without force
+            also the mean ``discounted_return`` and number of ``steps``.
         """
         kinds: dict[str, Act | None] = {"return": None}
         if "adversary" in self.players:
@@ -201,7 +211,9 @@ class QARL(LightningModule):
             for kind, other in kinds.items()
         }
         means = {kind: mean(e.total for e in played) for kind, played in found.items()}
-        return means | {"steps": float(mean(e.steps for e in found["return"]))}
+        alone = found["return"]
+        means["discounted_return"] = mean(e.discounted for e in alone)
+        return means | {"steps": float(mean(e.steps for e in alone))}
 
     def play(
         self, protagonist: Act, adversary: Act | None, level: float | None = None, seed: int = 0, **options: Any

@@ -92,6 +92,13 @@ def test_curriculum_moves_while_the_return_is_kept_and_else_stands():
         assert (model.temperature != 0.05) == moves
 
 
+def test_relative_bound_follows_the_return_without_force():
+    model = make(relative_bound=0.5)
+    plain_trainer(max_epochs=2).fit(model)
+    assert isinstance(model.curriculum, GammaCurriculum)
+    assert model.curriculum.performance_bound == 0.5 * model.history[0]["discounted_return"] < 0
+
+
 def test_a_seed_gives_the_same_result():
     a, b, c = (make(seed=seed) for seed in (1, 1, 2))
     for model in (a, b, c):
@@ -195,6 +202,8 @@ def test_fresh_adversary_is_reproducible_and_sees_the_temperature():
         (lambda: QARL(gymnasium.make("Pendulum-v1")), TypeError, "env"),  # pyright: ignore[reportArgumentType]
         (lambda: make("qarrl"), ValueError, "method"),
         (lambda: make("rarl", curriculum=FixedTemperature()), ValueError, "curriculum"),
+        (lambda: make("linear", relative_bound=0.5), ValueError, "relative_bound"),
+        (lambda: make(relative_bound=2.0), ValueError, "relative_bound"),
         (lambda: make(iterations=0), ValueError, "iterations"),
         (lambda: make(steps_per_update=0), ValueError, "steps_per_update"),
         (lambda: make(gamma=1.1), ValueError, "gamma"),
