@@ -38,9 +38,9 @@ CONDITIONED = ("qarl", "linear", "fixed")
 class QARL(LightningModule):
     """Train a protagonist, alone or against an adversary.
 
-    One process; an epoch is an iteration: ``episodes`` episodes that train the adversary, then as many that train the protagonist,
-    both players drawing their actions; then an evaluation. Train with ``Trainer(max_epochs=iterations)``; gradient
-    steps are taken while the episodes run.
+    It runs in one process. An epoch is an iteration: ``episodes`` episodes that train the adversary, then as many that
+    train the protagonist, both players drawing their actions; then an evaluation. Train with
+    ``Trainer(max_epochs=iterations)``; gradient steps are taken while the episodes run.
 
     Args:
         env: The environment.
