@@ -301,9 +301,10 @@ def main() -> None:
         results=results,
         packages=("gymnasium", "mujoco"),
         forces={name: TASKS[name].force for name in args.tasks},
-        heat_maps={
-            name: {method: [[round(float(v), 2) for v in row] for row in grid] for method, grid in maps.items()}
+        curves={
+            f"{name}, {method}": [[round(float(v), 2) for v in row] for row in grid]
             for name, maps in grids.items()
+            for method, grid in maps.items()
         },
     )
     plot(games, grids, args.out / "qarl.png")
