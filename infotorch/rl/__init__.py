@@ -28,16 +28,8 @@ from infotorch.rl.soft_actor_critic import (
     squash,
     temperature_loss,
 )
-from infotorch.rl.temperature import (
-    Curriculum,
-    FixedTemperature,
-    GammaCurriculum,
-    LinearTemperature,
-    TeacherStep,
-    gamma_kl,
-    importance_return,
-    teacher_step,
-)
+from infotorch.rl.teacher import TeacherStep, gamma_kl, importance_return, teacher_step
+from infotorch.rl.temperature import Curriculum, FixedTemperature, GammaCurriculum, LinearTemperature
 
 if TYPE_CHECKING:
     from infotorch.rl.qarl import QARL

@@ -42,8 +42,8 @@ class AdversaryWrapper:
     """Let a second player push bodies of an environment.
 
     Args:
-        env: Environment of gymnasium with boxes of observations and actions: on MuJoCo, or Pendulum (whose one body
-            ``"pole"`` moves in x, to the side, and z, upwards, and is pushed at its center).
+        env: Environment of gymnasium with a time limit and boxes of observations and actions: on MuJoCo, or Pendulum
+            (whose one body ``"pole"`` moves in x, to the side, and z, upwards, and is pushed at its center).
         bodies: Names of the bodies pushed.
         axes: Directions of the force, such as ``"xz"``, for all bodies or for each.
         max_force: Largest force along an axis, in the simulator's units (newton), for all bodies or for each.
@@ -53,7 +53,7 @@ class AdversaryWrapper:
 
     Raises:
         TypeError: Spaces of observations or actions that are not flat, finite boxes; an environment of another kind.
-        ValueError: An unknown body or axis, a negative force, numbers of bodies, axes and forces that differ.
+        ValueError: No time limit, an unknown body or axis, a negative force, numbers of bodies, axes and forces that differ.
 
     Deviation: on Pendulum the force acts on the state that a step of the environment leaves, so that a velocity at
     the limit of 8 is cut twice.
@@ -79,6 +79,8 @@ class AdversaryWrapper:
                 raise TypeError(f"env: expected a flat box as {name}, got {space}")
         if not np.isfinite([env.action_space.low, env.action_space.high]).all():
             raise TypeError(f"env: expected an action space with finite bounds, got {env.action_space}")
+        if getattr(env.spec, "max_episode_steps", None) is None:
+            raise ValueError("env: expected a time limit (gymnasium.make(..., max_episode_steps=N)), got none")
         if isinstance(bodies, str) or not len(bodies):
             raise ValueError(f"bodies: expected a sequence of at least one name, got {bodies!r}")
         each = [axes] * len(bodies) if isinstance(axes, str) else list(axes)

@@ -129,6 +129,7 @@ def test_parameters_change_and_return():
     [
         (lambda: AdversaryWrapper(gymnasium.make("CartPole-v1"), ["pole"]), TypeError, "env: .*action_space.*Discrete"),
         (lambda: AdversaryWrapper(gymnasium.make("MountainCarContinuous-v0"), ["car"]), TypeError, "env: .*MuJoCo or"),
+        (lambda: AdversaryWrapper(gymnasium.make("Pendulum-v1").unwrapped, ["pole"]), ValueError, "env: .*time limit"),
         (lambda: AdversaryWrapper(None, ["pole"]), TypeError, "env: expected a flat box"),
         (lambda: AdversaryWrapper(gymnasium.make("Pendulum-v1"), ["poll"]), ValueError, "bodies: .*mean 'pole'"),
         (lambda: AdversaryWrapper(gymnasium.make("Pendulum-v1"), "pole"), ValueError, "bodies: expected"),
