@@ -53,7 +53,7 @@ class AdversaryWrapper:
 
     Raises:
         TypeError: Spaces of observations or actions that are not flat, finite boxes; an environment of another kind.
-        ValueError: No time limit, an unknown body or axis, a negative force, numbers of bodies, axes and forces that differ.
+        ValueError: No time limit, an unknown body or axis, a negative force, not as many axes or forces as bodies.
 
     Deviation: on Pendulum the force acts on the state that a step of the environment leaves, so that a velocity at
     the limit of 8 is cut twice.

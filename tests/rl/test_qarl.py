@@ -121,7 +121,7 @@ def test_a_resumed_run_is_the_run(method, tmp_path):
     if method == "qarl":
         options = {"curriculum": GammaCurriculum(episodes=6, performance_bound=-1e9)}
     resumed = make(method, **options)
-    plain_trainer(max_epochs=4).fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    plain_trainer(max_epochs=4).fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert torch.equal(weights(whole), weights(resumed))
     assert whole.history == resumed.history
     assert whole.temperature == resumed.temperature
