@@ -59,6 +59,7 @@ PLAYS: dict[str, dict[str, Any]] = {
     "fixed temperature": {"alpha": 0.05},
     "annealed adversary": {"alpha": lambda progress: 1.0 - progress},
 }
+STEPS = 4000  # of gradient play
 TEMPERATURES = torch.logspace(-1, 2, 31, dtype=torch.float64)
 MEASURED = ("return", "attacked", "fresh adversary", "grid", "lowest of grid")
 CLAIM = (
@@ -160,7 +161,7 @@ def curriculum(method: str, bound: float, full: bool) -> Any:
     return GammaCurriculum(**faster)
 
 
-def run(task: Task, method: str, seed: int, args: Any, points: int) -> tuple[dict[str, float], Tensor]:
+def run(task: Task, method: str, seed: int, args: Any) -> tuple[dict[str, float], Tensor]:
     """Train once and evaluate."""
     env = task.env()
     iterations = 200 if args.full else args.iterations * task.longer
@@ -194,7 +195,7 @@ def run(task: Task, method: str, seed: int, args: Any, points: int) -> tuple[dic
         seed=seed + 1,
     )
     attacked = [model.play(model.protagonist(), worst, None, 1_000_000_007 + i).total for i in range(10)]
-    parameters = {name: torch.linspace(*ends, points).tolist() for name, ends in task.grid.items()}
+    parameters = {name: torch.linspace(*ends, 11 if args.full else 7).tolist() for name, ends in task.grid.items()}
     grid = robustness_grid(env, model.protagonist(), parameters, temperature=told, seed=seed)
     env.close()
     found |= {
@@ -245,25 +246,55 @@ def plot(games: list[Any], grids: dict[str, dict[str, Tensor]], path: Path) -> N
     figure.savefig(path)
 
 
+def record(results: dict[str, Any], games: list[Any], grids: dict[str, Any], seeds: list[int], args: Any) -> None:
+    """Write what has been measured so far."""
+    points = 11 if args.full else 7
+    length = (
+        "the paper's settings"
+        if args.full
+        else f"{args.iterations} iterations of 3 episodes for each player (on inverted-pendulum {2 * args.iterations} of 10; "
+        "the paper has 200 of 5), small networks, a teacher that moves every iteration by up to 2 nats instead of 0.5"
+    )
+    write_ledger(
+        args.out / "qarl.json",
+        slug="qarl",
+        claim=CLAIM,
+        experiment=(
+            f"Gradient play of {STEPS} steps in matrix games, exploitability over the last tenth. Control tasks "
+            f"{', '.join(grids)}: {length}; mean undiscounted returns of 10 episodes without force, against the "
+            "adversary of the training (told temperature 0) and against a fresh one; mean and lowest return over a "
+            f"{points} x {points} grid of physical parameters without force"
+        ),
+        seeds=seeds,
+        results=results,
+        packages=("gymnasium", "mujoco"),
+        forces={name: TASKS[name].force for name in grids},
+        curves={
+            f"{name}, {method}": [[round(float(v), 2) for v in row] for row in grid]
+            for name, maps in grids.items()
+            for method, grid in maps.items()
+        },
+    )
+    plot(games, grids, args.out / "qarl.png")
+
+
 def main() -> None:
     parser = base_parser(__doc__, slug="qarl", seeds=1)
-    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=["pendulum"])
-    parser.add_argument("--methods", nargs="*", choices=[*QARL.METHODS, "all"], default=["sac", "rarl", "qarl"])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["pendulum"])
+    parser.add_argument("--methods", nargs="+", choices=[*QARL.METHODS, "all"], default=["sac", "rarl", "qarl"])
     parser.add_argument(
-        "--iterations", type=int, default=5, help="of the short runs; three times as many of short episodes"
+        "--iterations", type=int, default=5, help="of the short runs; twice as many on inverted-pendulum"
     )
     args = parser.parse_args()
     methods = [m for m in reversed(QARL.METHODS) if m in args.methods or "all" in args.methods]
     seeds = [args.seed + i for i in range(args.seeds or (5 if args.full else 1))]
-    points = 11 if args.full else 7
     torch.set_num_threads(1)
     quiet_lightning()
-    steps = 4000
-    games = [play_games(seed, steps) for seed in seeds]
+    games = [play_games(seed, STEPS) for seed in seeds]
     results: dict[str, Any] = {
         "matrix games, exploitability at the end": {
             game: {
-                name: spread([float(run[game][name][-steps // 10 :].mean()) for run in games])
+                name: spread([float(run[game][name][-STEPS // 10 :].mean()) for run in games])
                 for name in games[0][game]
             }
             for game in GAMES
@@ -277,37 +308,11 @@ def main() -> None:
                 runs = []
                 for seed in seeds:
                     bar.set_description(f"{name}, {method}, seed {seed}")
-                    runs.append(run(TASKS[name], method, seed, args, points))
+                    runs.append(run(TASKS[name], method, seed, args))
                     bar.update()
                 results[name][method] = spreads([found for found, _ in runs])
                 grids[name][method] = torch.stack([grid for _, grid in runs]).mean(0)
-    length = (
-        "the paper's settings"
-        if args.full
-        else f"{args.iterations} iterations ({args.iterations * 3} of inverted-pendulum) of 3 episodes for each player "
-        "(the paper has 200 of 5), small networks, a teacher that moves every iteration by up to 2 nats instead of 0.5"
-    )
-    write_ledger(
-        args.out / "qarl.json",
-        slug="qarl",
-        claim=CLAIM,
-        experiment=(
-            f"Gradient play of {steps} steps in matrix games, exploitability over the last tenth. Control tasks "
-            f"{', '.join(args.tasks)}: {length}; mean undiscounted returns of 10 episodes without force, against the "
-            "adversary of the training (told temperature 0) and against a fresh one; mean and lowest return over a "
-            f"{points} x {points} grid of physical parameters without force"
-        ),
-        seeds=seeds,
-        results=results,
-        packages=("gymnasium", "mujoco"),
-        forces={name: TASKS[name].force for name in args.tasks},
-        curves={
-            f"{name}, {method}": [[round(float(v), 2) for v in row] for row in grid]
-            for name, maps in grids.items()
-            for method, grid in maps.items()
-        },
-    )
-    plot(games, grids, args.out / "qarl.png")
+            record(results, games, grids, seeds, args)
     for game, found in results["matrix games, exploitability at the end"].items():
         print_table((game, "exploitability"), [[name, format_spread(s["values"])] for name, s in found.items()])
     for name in args.tasks:
