@@ -253,7 +253,8 @@ def record(results: dict[str, Any], games: list[Any], grids: dict[str, Any], see
         "the paper's settings"
         if args.full
         else f"{args.iterations} iterations of 3 episodes for each player (on inverted-pendulum "
-        f"{2 * args.iterations} of 10; the paper has 200 of 5), small networks, a teacher that moves every iteration by up to 2 nats instead of 0.5"
+        f"{2 * args.iterations} of 10; the paper has 200 of 5), small "
+        "networks, a teacher that moves every iteration by up to 2 nats instead of 0.5"
     )
     write_ledger(
         args.out / "qarl.json",
