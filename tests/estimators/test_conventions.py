@@ -26,6 +26,7 @@ CASES = {
     E.KLEntropy: (x,),
     E.GaussianMI: (x, y),
     E.CopulaMI: (x, y),
+    E.MIST: (x, y),
     E.DiscreteMI: (few_x, few_y),
     E.DiscreteEntropy: (few_y,),
     E.TransferEntropy: (x[:, 0], y[:, 0]),
@@ -89,7 +90,7 @@ def test_fit(kind, data):
     assert type(estimator.value_) is float
     low, high = estimator.interval_
     assert low < estimator.value_ < high
-    assert estimator.std_error_ > 0
+    assert estimator.std_error_ is None if kind is E.MIST else estimator.std_error_ > 0
     assert estimator.n_samples_ == 120
     assert estimator.n_features_x_ == estimator.n_features_in_ == (1 if data[0].ndim == 1 else data[0].shape[1])
     assert estimator.estimate(*data) == estimator.value_
@@ -104,7 +105,7 @@ def test_repeated_and_reloaded_fits_are_equal(kind, data):
     same(first, learned(pickle.loads(pickle.dumps(estimator))))
     other = make(kind, random_state=1).fit(*data)
     assert other.value_ == estimator.value_
-    assert other.std_error_ != estimator.std_error_
+    assert other.std_error_ != estimator.std_error_ or kind is E.MIST  # which draws nothing for so few points
     fewer = make(kind, permutations=4).fit(*data)  # asking for less of one thing leaves the others alone
     assert fewer.std_error_ == estimator.std_error_
 

@@ -28,6 +28,7 @@ SMALL = {
     "mist": ("mist", ["--tasks", "6"]),
     "mist_train": ("mist_train", ["--steps", "4"]),
     "sfda_segmentation": ("sfda-segmentation", ["--images", "40", "--epochs", "1"]),
+    "qarl": ("qarl", ["--methods", "qarl", "--iterations", "1"]),
     "representation_geometry": ("representation-geometry", ["--steps", "5"]),
 }
 

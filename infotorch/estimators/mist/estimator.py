@@ -40,7 +40,6 @@ class _Learned(PairEstimator):
     """Types of what a fit learns: were they in the dataclass, they would be arguments."""
 
     median_: float | None
-    quantiles_: dict[float, float]
     n_subsets_: int
 
 
@@ -66,9 +65,9 @@ class MIST(_Learned):
         median_: Median of the same, or None without a head for quantiles.
         n_subsets_: Subsets that were looked at.
 
-    Raises (in ``fit``):
-        FileNotFoundError: No weights at the path.
-        ValueError: Different numbers of points, values that are not finite, more columns than the network takes, too
+    Raises:
+        FileNotFoundError: In ``fit``: no weights at the path.
+        ValueError: In ``fit``: different numbers of points, values that are not finite, more columns than the network takes, too
             few points, weights that do not fit their description.
 
     >>> from infotorch.distributions import bivariate_normal
