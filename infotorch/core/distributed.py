@@ -5,7 +5,7 @@ Every function is the identity without an initialized process group, so callers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -160,3 +160,37 @@ def gather_counts(count: int, device: torch.device, group: ProcessGroup | None =
     parts = [torch.empty_like(own) for _ in range(world_size(group))]
     dist.all_gather(parts, own, group=group)
     return [int(part) for part in parts]
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Every process's states of the global generators, ``[processes, bytes]`` by kind of device, for a checkpoint.
+
+    >>> list(random_states(torch.device("cpu")))
+    ['cpu']
+    """
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: gather_cat(state.to(device)[None]).cpu() for name, state in states.items()}
+
+
+def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on from the states of :func:`random_states`.
+
+    Raises:
+        ValueError: Another number of processes.
+
+    >>> states = random_states(torch.device("cpu"))
+    >>> first = torch.rand(())
+    >>> set_random_states(states, torch.device("cpu"))
+    >>> bool(torch.rand(()) == first)
+    True
+    """
+    if len(states["cpu"]) != world_size():
+        raise ValueError(
+            f"checkpoint: it was saved by {len(states['cpu'])} processes and can only be continued by as many, "
+            f"got {world_size()}"
+        )
+    torch.set_rng_state(states["cpu"][rank()])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"][rank()], device)

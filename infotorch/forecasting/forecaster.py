@@ -24,12 +24,11 @@ __all__ = ["EntroPEForecaster", "EntropyPretraining", "Forecaster"]
 class _Module(LightningModule):
     """Random states travel with the checkpoint, so that dropout goes on where it stopped."""
 
-    _random_states: Tensor | None = None
+    _random_states: dict[str, Tensor] | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep every process's random state."""
-        state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
-        checkpoint["random_states"] = dist.gather_cat(state.to(self.device)[None]).cpu()
+        """Keep every process's random states."""
+        checkpoint["random_states"] = dist.random_states(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the random states until training starts."""
@@ -37,18 +36,9 @@ class _Module(LightningModule):
 
     def on_train_start(self) -> None:
         """Continue the random numbers of a checkpoint."""
-        if self._random_states is None:
-            return
-        if len(self._random_states) != dist.world_size():
-            raise ValueError(
-                f"checkpoint: it was saved by {len(self._random_states)} processes and can only be continued by as "
-                f"many, got {dist.world_size()}"
-            )
-        state, self._random_states = self._random_states[dist.rank()], None
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state, self.device)
-        else:
-            torch.set_rng_state(state)
+        if self._random_states is not None:
+            dist.set_random_states(self._random_states, self.device)
+            self._random_states = None
 
     def _steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches

@@ -410,7 +410,7 @@ class RLVRModule(LightningModule):
     def on_train_start(self) -> None:
         """Seed a fresh run and evaluate its start, or restore the random states of a checkpoint."""
         if self._random_states is not None:
-            _set_random_states(self._random_states, self.device)
+            dist.set_random_states(self._random_states, self.device)
             self._random_states = None
             return
         torch.manual_seed(self.seed * 1_009 + dist.rank())  # parts that draw (Clip-Cov) differ between processes
@@ -427,7 +427,7 @@ class RLVRModule(LightningModule):
         checkpoint["rlvr"] = {
             "rollout_step": self.rollout_step,
             "history": self.history.rows,
-            "random_states": _random_states(self.device),
+            "random_states": dist.random_states(self.device),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -462,22 +462,3 @@ def _task_reward(task: Task[Any]) -> RewardFunction:
         return [task.reward(problem, tokens) for problem, tokens in zip(problems, responses, strict=True)]
 
     return rewards
-
-
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """Every process's states of the global generators, ``[processes, bytes]``."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return {name: dist.gather_cat(state.to(device)[None]).cpu() for name, state in states.items()}
-
-
-def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    if len(states["cpu"]) != dist.world_size():
-        raise ValueError(
-            f"checkpoint: it was saved by {len(states['cpu'])} processes and can only be continued by as many, "
-            f"got {dist.world_size()}"
-        )
-    torch.set_rng_state(states["cpu"][dist.rank()])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"][dist.rank()], device)

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from joined import Joined
 from lightning import Trainer
-from lightning.fabric.plugins.environments import LightningEnvironment
 from sklearn.base import clone, is_classifier, is_regressor
 from torch import nn
 from torch.utils.data import DataLoader
@@ -278,27 +278,6 @@ def test_module_resumes_exactly(tmp_path):
     assert len(second.history) == 4
     for one, other in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
-
-
-class Joined(LightningEnvironment):
-    """For processes that already form a group."""
-
-    creates_processes_externally = True
-
-    def world_size(self):
-        return torch.distributed.get_world_size()
-
-    def global_rank(self):
-        return torch.distributed.get_rank()
-
-    def local_rank(self):
-        return torch.distributed.get_rank()
-
-    def set_world_size(self, size):
-        pass
-
-    def set_global_rank(self, rank):
-        pass
 
 
 def train_on_ranks() -> list[torch.Tensor]:

@@ -6,34 +6,13 @@ import warnings
 
 import pytest
 import torch
+from joined import Joined
 from lightning import Trainer
-from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import nn
 from torch.utils.data import DataLoader
 
 from infotorch.generative import MEEGAN, ManifoldEntropy
 from infotorch.nn import mlp
-
-
-class Joined(LightningEnvironment):
-    """For processes that already form a group."""
-
-    creates_processes_externally = True
-
-    def world_size(self):
-        return torch.distributed.get_world_size()
-
-    def global_rank(self):
-        return torch.distributed.get_rank()
-
-    def local_rank(self):
-        return torch.distributed.get_rank()
-
-    def set_world_size(self, size):
-        pass
-
-    def set_global_rank(self, rank):
-        pass
 
 
 def train():

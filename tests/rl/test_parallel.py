@@ -12,31 +12,10 @@ from processes import run_in_processes
 gym = pytest.importorskip("gymnasium")
 Trainer = pytest.importorskip("lightning").Trainer
 
-from lightning.fabric.plugins.environments import LightningEnvironment  # noqa: E402
+from joined import Joined  # noqa: E402
 
 from infotorch.core.distributed import one_process  # noqa: E402
 from infotorch.rl import CategoricalDQN, OfflineDQN, Transitions  # noqa: E402
-
-
-class Joined(LightningEnvironment):
-    """For processes that already form a group."""
-
-    creates_processes_externally = True
-
-    def world_size(self):
-        return torch.distributed.get_world_size()
-
-    def global_rank(self):
-        return torch.distributed.get_rank()
-
-    def local_rank(self):
-        return torch.distributed.get_rank()
-
-    def set_world_size(self, size):
-        pass
-
-    def set_global_rank(self, rank):
-        pass
 
 
 def fit(module, steps):

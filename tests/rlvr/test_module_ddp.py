@@ -2,35 +2,14 @@ import warnings
 
 import pytest
 import torch
+from joined import Joined
 from lightning import Trainer
-from lightning.fabric.plugins.environments import LightningEnvironment
 
 from infotorch.nn import TinyDecoder
 from infotorch.rlvr import PromptLoader, RLVRModule
 from infotorch.rlvr.tasks import RunSum
 
 TASK = RunSum(terms=3)
-
-
-class Joined(LightningEnvironment):
-    """For processes that already form a group."""
-
-    creates_processes_externally = True
-
-    def world_size(self):
-        return torch.distributed.get_world_size()
-
-    def global_rank(self):
-        return torch.distributed.get_rank()
-
-    def local_rank(self):
-        return torch.distributed.get_rank()
-
-    def set_world_size(self, size):
-        pass
-
-    def set_global_rank(self, rank):
-        pass
 
 
 def length_reward(problems, responses):

@@ -67,8 +67,8 @@ class MIST(_Learned):
 
     Raises:
         FileNotFoundError: In ``fit``: no weights at the path.
-        ValueError: In ``fit``: different numbers of points, values that are not finite, more columns than the network takes, too
-            few points, weights that do not fit their description.
+        ValueError: In ``fit``: different numbers of points, values that are not finite, more columns than the network
+            takes, too few points, weights that do not fit their description.
 
     >>> from infotorch.distributions import bivariate_normal
     >>> mist = MIST.from_pretrained().fit(*bivariate_normal(0.75).sample(300))
