@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from _data import Images, add_data_root, images, text
-from common import COLORS, base_parser, format_spread, plotting, print_table, spread, write_ledger
+from common import COLORS, base_parser, format_spread, plotting, print_table, spreads, write_ledger
 from scipy import integrate
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -118,9 +119,10 @@ def fit(model: nn.Module, steps: int, loss_of: Callable[[int], Tensor], lr: floa
         bar.update()
 
 
-def sizes(model: nn.Module) -> list[float]:
-    """The bumps' sizes, layer by layer."""
-    return [m.epsilon.item() for m in model.modules() if isinstance(m, CRReLU)]
+def sizes(model: nn.Module) -> dict[str, Any]:
+    """The bumps' sizes, layer by layer, and their mean, if there are any."""
+    found = [m.epsilon.item() for m in model.modules() if isinstance(m, CRReLU)]
+    return {"epsilon": found} | ({"bump": mean(found)} if found else {})
 
 
 def see(
@@ -142,7 +144,7 @@ def see(
     model.eval()
     with torch.no_grad():
         right = torch.cat([model(x).argmax(1) for x in data.test.split(500)]) == data.test_labels
-    return {"accuracy": float(right.float().mean()), "epsilon": sizes(model)}
+    return {"accuracy": float(right.float().mean())} | sizes(model)
 
 
 def read(codes: Tensor, activation: Callable[..., nn.Module], seed: int, steps: int, bar: Any) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def read(codes: Tensor, activation: Callable[..., nn.Module], seed: int, steps: 
     torch.manual_seed(0)
     with torch.no_grad():
         nats = float(torch.stack([batch(cut, len(codes), 32) for _ in range(8)]).mean())
-    return {"nats": nats, "epsilon": sizes(model)}
+    return {"nats": nats} | sizes(model)
 
 
 def output_entropy(epsilon: float) -> float:
@@ -208,18 +210,14 @@ def main() -> None:
     codes = torch.tensor([letters[c] for c in corpus])
     rounds = len(ACTIVATIONS) * len(seeds) * (epochs * (len(data.train) // BATCH) + steps)
     results: dict[str, Any] = {"vision": {}, "language": {}}
+    ends: dict[str, dict[str, list[list[float]]]] = {}
     with tqdm(total=rounds, desc="steps") as bar:
         for label, kind in ACTIVATIONS.items():
             seen = [see(data, kind, seed, epochs, args.full, bar) for seed in seeds]
             told = [read(codes, kind, seed, steps, bar) for seed in seeds]
-            results["vision"][label] = {
-                "accuracy": spread([r["accuracy"] for r in seen]),
-                "epsilon": [r["epsilon"] for r in seen],
-            }
-            results["language"][label] = {
-                "nats": spread([r["nats"] for r in told]),
-                "epsilon": [r["epsilon"] for r in told],
-            }
+            for task, key, found in (("vision", "accuracy", seen), ("language", "nats", told)):
+                results[task][label] = spreads(found, (key, "bump"))
+                ends.setdefault(task, {})[label] = [r["epsilon"] for r in found]
     results["entropy of the positive output"] = {str(e): output_entropy(e) for e in (-0.05, -0.01, 0.0, 0.01, 0.05)}
     args.out.mkdir(parents=True, exist_ok=True)
     plot(results, args.out / "crrelu.png")
@@ -234,18 +232,21 @@ def main() -> None:
         seeds=list(seeds),
         results=results,
         packages=("timm",),
+        curves={"sizes of bumps": ends},
     )
-    ends = {label: [e for run in results["vision"][label]["epsilon"] for e in run] for label in ACTIVATIONS}
     rows = [
         [
             label,
             format_spread(results["vision"][label]["accuracy"]["values"]),
             format_spread(results["language"][label]["nats"]["values"]),
-            f"{min(ends[label]):+.3f} .. {max(ends[label]):+.3f}" if ends[label] else "",
+            *(
+                format_spread(results[task][label]["bump"]["values"]) if "bump" in results[task][label] else ""
+                for task in ("vision", "language")
+            ),
         ]
         for label in ACTIVATIONS
     ]
-    print_table(["activation", "accuracy", "nats per character", "size of the bump at the end"], rows)
+    print_table(["activation", "accuracy", "nats per character", "bump, vision", "bump, language"], rows)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,9 @@ def summary(values: list[float | None], tasks: list[Task]) -> dict[str, Any]:
     }
 
 
-def cell(tasks: list[Task], few: int, steps: int, seed: int, bar: Any) -> dict[str, Any]:
-    """All that is measured on the tasks of one cell."""
-    found: dict[str, Any] = {
-        "tasks": len(tasks),
-        "label_variance": float(torch.tensor([t.information for t in tasks]).var()),
-    }
+def cell(tasks: list[Task], few: int, steps: int, seed: int, bar: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is measured on the tasks of one cell: of every estimator, and of the tasks."""
+    found: dict[str, Any] = {}
     estimators = quick(seed) | trained(seed, steps)
     for name, estimator in estimators.items():
         own = tasks[:few] if name in ("MINE", "InfoNCE", "SMILE") else tasks
@@ -131,16 +128,18 @@ def cell(tasks: list[Task], few: int, steps: int, seed: int, bar: Any) -> dict[s
         found[name]["milliseconds"] = 1000 * sum(seconds for _, seconds in rows) / len(rows)
         if name == "MIST":
             found["MIST, first tasks"] = summary([value for value, _ in rows[:few]], tasks[:few])
-    held = [coverage(task, seed) for task in tasks[: 4 * few]]
-    found["coverage"] = {
-        name: sum(row[name] for row in held if name in row) / max(1, sum(name in row for row in held))
-        for name in ("MIST", "KSG", "CopulaMI")
+    further = {
+        "label_variance": float(torch.tensor([t.information for t in tasks]).var()),
+        "calibration": calibration(tasks),
     }
-    found["calibration"] = calibration(tasks)
-    return found
+    held = [coverage(task, seed) for task in tasks[: 4 * few]]
+    for name in ("MIST", "KSG", "CopulaMI"):
+        rows_of = [row[name] for row in held if name in row]
+        found[name]["holds_truth"] = sum(rows_of) / len(rows_of) if rows_of else None
+    return found, further
 
 
-def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+def plot(results: dict[str, dict[str, Any]], cells: dict[str, dict[str, Any]], path: Path) -> None:
     plt = plotting()
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), width_ratios=(1, 1, 0.8))
     axes[1].sharey(axes[0])
@@ -156,7 +155,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
         axis.set_xticks(range(3), labels)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, bbox_to_anchor=(0.4, -0.09))
     for kind, color in (("seen", COLORS[5]), ("unseen", COLORS[4])):
-        curves = torch.tensor([results[f"{kind}, n {label}"]["calibration"] for label in labels])
+        curves = torch.tensor([cells[f"{kind}, n {label}"]["calibration"] for label in labels])
         axes[2].plot(TAUS, curves.mean(0), color=color, label=kind, marker=".")
     axes[2].plot((0, 1), (0, 1), color="0.6", lw=1)
     axes[2].set(xlabel="predicted quantile", ylabel="share of truths below", title="Calibration of MIST")
@@ -175,13 +174,15 @@ def main() -> None:
     count = args.tasks or (300 if args.full else 60)
     few, steps = (20, 1000) if args.full else (5, 300)
     results: dict[str, Any] = {}
+    cells: dict[str, Any] = {}
     with tqdm(total=6 * (5 * count + 3 * few), desc="estimates") as bar:
         for kind, families in (("seen", SEEN_FAMILIES), ("unseen", UNSEEN_FAMILIES)):
             for i, bounds in enumerate(BINS):
                 tasks = draw(families, bounds, count, 1000 * args.seed + 10 * i + (kind == "unseen"))
-                results[f"{kind}, n {bounds[0]}-{bounds[1]}"] = cell(tasks, few, steps, args.seed, bar)
+                name = f"{kind}, n {bounds[0]}-{bounds[1]}"
+                results[name], cells[name] = cell(tasks, few, steps, args.seed, bar)
     args.out.mkdir(parents=True, exist_ok=True)
-    plot(results, args.out / "mist.png")
+    plot(results, cells, args.out / "mist.png")
     write_ledger(
         args.out / "mist.json",
         slug="mist",
@@ -194,7 +195,7 @@ def main() -> None:
         seeds=[args.seed],
         results=results,
         packages=("scipy", "safetensors"),
-        taus=TAUS,
+        curves={"levels": TAUS, "cells": cells},
     )
     names = (
         "MIST",

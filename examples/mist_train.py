@@ -112,7 +112,7 @@ def main() -> None:
         seeds=[args.seed],
         results={**curve.rows[-1], **sizes},
         packages=("lightning", "safetensors"),
-        curve=curve.rows,
+        curves=curve.rows,
     )
     print_table(["held-out", "value"], [(name, value) for name, value in {**curve.rows[-1], **sizes}.items()])
 
