@@ -91,7 +91,7 @@ def r1_penalty(codes: Tensor, x: Tensor) -> Tensor:
         ValueError: ``x`` does not require gradients.
 
     >>> x = torch.ones(2, 3, requires_grad=True)
-    >>> float(r1_penalty(x.square().sum(1), x))  # slope 2 in three directions
+    >>> float(r1_penalty(x.square().sum(1), x).detach())  # slope 2 in three directions
     12.0
     """
     if not x.requires_grad:
