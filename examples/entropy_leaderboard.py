@@ -2,7 +2,7 @@
 
 A small decoder learns Countdown-like arithmetic from demonstrations (most problems have many correct answers). From the
 same weights, with the same prompts and random numbers, every method of `infotorch.losses` trains it by reinforcement
-learning with verifiable rewards. Each stands at its dossier's or paper's defaults, except where those mean nothing on
+learning with verifiable rewards. Each stands at its paper's or its authors' code's defaults, except where those mean nothing on
 mini-batches of 400 tokens; the changes and their reasons are in the table SCALED below and in the record.
 
     python examples/entropy_leaderboard.py --quick           one seed, few steps: under five minutes on two CPU cores
@@ -41,7 +41,7 @@ from infotorch.rlvr.tasks import Task
 
 # Defaults that were made for 100,000 tokens an update; here there are 400. Everything else stands as published.
 FEW = "2 % of the tokens instead of 0.02 %, which would be less than one"
-TOY = "the published coefficient is made for a vocabulary of 150,000; this is its dossier's value on toy tasks"
+TOY = "the published coefficient is made for a vocabulary of 150,000; this is the value that toy tasks ask for"
 SCALED: dict[str, tuple[dict[str, Any], str]] = {
     "clip_cov": ({"ratio": 0.02}, FEW),
     "kl_cov": ({"ratio": 0.02}, FEW),
