@@ -3,7 +3,7 @@
 A small decoder learns Countdown-like arithmetic from demonstrations (most problems have many correct answers). From the
 same weights, with the same prompts and random numbers, every method of `infotorch.losses` trains it by reinforcement
 learning with verifiable rewards. Each stands at the defaults of its paper or of the authors' code, except where those
-mean nothing on mini-batches of 400 tokens; the changes and their reasons are in the table SCALED below and in the record.
+mean nothing on mini-batches of 400 tokens; the changes, with reasons, are in the table SCALED below and in the record.
 
     python examples/entropy_leaderboard.py --quick           one seed, few steps: under five minutes on two CPU cores
     python examples/entropy_leaderboard.py                   three seeds, 80 steps: most of an hour
