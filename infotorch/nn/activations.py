@@ -15,7 +15,7 @@ while the published start is 0.01; the sign is learned in the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,32 +26,71 @@ from infotorch.core._checks import check_tensor
 _FLAT = 40.0  # beyond, exp(-x^2/2) is 0 even in float64, and x = inf would give inf * 0
 
 
+_CHUNK = 1 << 15  # numbers that stay in a CPU's cache with their temporaries
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one size, piece by piece where that saves passes over memory."""
+    first = tensors[0]
+    whole = torch.compiler.is_compiling() or first.device.type != "cpu" or first.numel() <= _CHUNK
+    if whole or not all(t.is_contiguous() for t in tensors):
+        yield tensors
+    else:
+        yield from zip(*(t.view(-1).split(_CHUNK) for t in tensors), strict=True)
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class _CRReLU(torch.autograd.Function):
     """Saves x alone; half precision is computed in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, epsilon: Tensor) -> Tensor:
         ctx.save_for_backward(x, epsilon)
-        work = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        z = work.clamp(-_FLAT, _FLAT)
-        bump = (z * z).mul_(-0.5).exp_().mul_(z).mul_(epsilon.to(work.dtype))
-        return bump.add_(work.clamp(min=0)).to(x.dtype)
+        y = torch.empty_like(x)
+        pieces = _chunks(x, y) if epsilon.numel() == 1 else iter([(x, y)])
+        for piece, out in pieces:
+            work = _single(piece)
+            z = work.clamp(-_FLAT, _FLAT)
+            bump = (z * z).mul_(-0.5).exp_().mul_(z).mul_(epsilon.to(work.dtype))
+            out.copy_(bump.add_(torch.relu(work)))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (upstream,) = gradients
         x, epsilon = ctx.saved_tensors
-        work = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        g, z = upstream.to(work.dtype), work.clamp(-_FLAT, _FLAT)
-        square = z * z
-        gauss = (square * -0.5).exp()
-        grad_x = grad_epsilon = None
-        if ctx.needs_input_grad[0]:
-            slope = (1 - square) * gauss * epsilon.to(work.dtype) + (work > 0)
-            grad_x = (g * slope).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_epsilon = (g * z * gauss).sum_to_size(epsilon.shape).to(epsilon.dtype)
-        return grad_x, grad_epsilon
+        if epsilon.numel() > 1 or torch.is_grad_enabled():  # a second derivative wants the graph
+            return _slopes(ctx, x, epsilon, upstream)
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        total = torch.zeros_like(epsilon, dtype=torch.promote_types(epsilon.dtype, torch.float32))
+        wanted = ctx.needs_input_grad[1]
+        for piece, g, *out in _chunks(x, upstream, *([] if grad_x is None else [grad_x])):
+            work, g = _single(piece), _single(g)
+            z = work.clamp(-_FLAT, _FLAT)
+            square = z * z
+            gauss = (square * -0.5).exp_()
+            if wanted:
+                total += torch.dot((gauss * z).view(-1), g.reshape(-1)).to(total.dtype)
+            if out:
+                slope = square.neg_().add_(1).mul_(gauss).mul_(epsilon.to(work.dtype)).add_(work > 0)
+                out[0].copy_(slope.mul_(g))
+        return grad_x, total.to(epsilon.dtype) if wanted else None
+
+
+def _slopes(ctx: Any, x: Tensor, epsilon: Tensor, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients that can be differentiated again."""
+    work, g = _single(x), _single(upstream)
+    z = work.clamp(-_FLAT, _FLAT)
+    gauss = (z * z * -0.5).exp()
+    grad_x = grad_epsilon = None
+    if ctx.needs_input_grad[0]:
+        grad_x = (g * ((1 - z * z) * gauss * epsilon.to(work.dtype) + (work > 0))).to(x.dtype)
+    if ctx.needs_input_grad[1]:
+        grad_epsilon = (g * z * gauss).sum_to_size(epsilon.shape).to(epsilon.dtype)
+    return grad_x, grad_epsilon
 
 
 def crrelu(x: Tensor, epsilon: Tensor | float = 0.01) -> Tensor:
