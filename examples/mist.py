@@ -219,7 +219,7 @@ def main() -> None:
         for name in names
     ]
     rows += [
-        [f"{name} holds the truth", *(f"{r['coverage'][name]:.2f}" for r in results.values())]
+        [f"{name} holds the truth", *(f"{r[name]['holds_truth']:.2f}" for r in results.values())]
         for name in ("MIST", "KSG", "CopulaMI")
     ]
     rows += [
