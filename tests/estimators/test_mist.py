@@ -154,6 +154,19 @@ def test_heads():
         network(arch="3d")
 
 
+@pytest.mark.parametrize("arch", ["released", "2d"])
+def test_data_enter_in_single_precision(arch):
+    """Numbers that bfloat16 cannot tell apart still make a difference under autocast."""
+    net = network(arch=arch, summary=False).float()
+    first = next(m for m in net.phi.modules() if isinstance(m, torch.nn.Linear))
+    seen = []
+    first.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    batch = PairBatch.of([(x.float(), y.float()) for x, y in samples((16, 2, 2))])
+    with torch.autocast("cpu", torch.bfloat16):
+        net(batch)
+    assert seen == [(torch.float32, torch.float32)]
+
+
 def test_half_precision_and_compile():
     net, batch = network().float(), PairBatch.of([(x.float(), y.float()) for x, y in samples((32, 2, 2))])
     expected = net(batch)[0]

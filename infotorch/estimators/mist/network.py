@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from infotorch.core._checks import check_choice, check_range
+from infotorch.nn.mlp import mlp
 from infotorch.nn.set_attention import AttentionPooling, InducedSelfAttention, SelfAttention
 
 ARCHITECTURES = ("released", "2d")
@@ -161,7 +161,7 @@ class ReleasedEncoder(nn.Module):
 
     def forward(self, batch: PairBatch) -> Tensor:
         """The representation of every sample."""
-        rows, padding = self.embedding_mlp(self._rows(batch)), batch.padding
+        rows, padding = _embed(self.embedding_mlp, self._rows(batch)), batch.padding
         layers = self.feature_interaction_block["layers"]
         assert isinstance(layers, nn.ModuleList)
         for layer in layers:
@@ -211,7 +211,7 @@ class ColumnEncoder(nn.Module):
             [torch.arange(len(s), device=s.device) >= batch.columns[:, i : i + 1] for i, s in enumerate(sides)], 1
         )
         d = values.shape[2]
-        tokens = self.embedding(values.unsqueeze(3)) + self.side[side]  # (B, n, d, width)
+        tokens = _embed(self.embedding, values.unsqueeze(3)) + self.side[side]  # (B, n, d, width)
         by_row = absent.repeat_interleave(n, 0)
         by_column = None if batch.padding is None else batch.padding.repeat_interleave(d, 0)
         for across, along in zip(self.across, self.along, strict=True):
@@ -301,16 +301,24 @@ def _gaussian_guess(batch: PairBatch, information: Tensor) -> Tensor:
 
 
 def _head(config: MISTConfig, inputs: int) -> nn.Sequential:
-    widths = [inputs, *[config.head_width] * (config.head_layers - 1), 1]
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+    head = mlp((inputs, *[config.head_width] * (config.head_layers - 1), 1))
     if config.summary:  # start from the guess
-        last = layers[-2]
+        last = head[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers[:-1])
+    return head
+
+
+def _embed(layers: nn.Sequential, numbers: Tensor) -> Tensor:
+    """The first layers; the very first sees the data, and so is not computed in half precision under autocast."""
+    first = layers[0]
+    assert isinstance(first, nn.Linear)
+    with torch.autocast(numbers.device.type, enabled=False):
+        hidden = first(numbers.to(first.weight.dtype))
+    for layer in list(layers)[1:]:
+        hidden = layer(hidden)
+    return hidden
 
 
 def pinball_loss(predicted: Tensor, target: Tensor, levels: Tensor) -> Tensor:
