@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import platform
 import shlex
 import sys
@@ -20,6 +21,7 @@ __all__ = [
     "base_parser",
     "command_line",
     "format_spread",
+    "label_points",
     "plain_trainer",
     "plotting",
     "print_table",
@@ -166,6 +168,33 @@ def plotting() -> Any:
         }
     )
     return plt
+
+
+def label_points(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write names beside points, each at the nearest free place and tied to its point by a thin line."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    renderer = axes.figure.canvas.get_renderer()
+    axes.figure.draw_without_rendering()  # the layout must be known
+    pixel = axes.figure.dpi / 72
+    dots = axes.transData.transform(list(points.values()))
+    taken = [Bbox.from_bounds(x - 3 * pixel, y - 3 * pixel, 6 * pixel, 6 * pixel) for x, y in dots]
+    places = [(r, math.tau * k / 24) for r in range(7, 160, 6) for k in range(24)]
+    for name, xy in sorted(points.items(), key=lambda item: -item[1][1]):
+        text = axes.annotate(
+            name, xy, (0, 0), fontsize=7, textcoords="offset points", ha="center", va="center",
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+        width = text.get_window_extent(renderer).width / pixel
+        for r, angle in places:
+            text.set_position(((r + width / 2) * math.cos(angle), r * math.sin(angle)))
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
 
 
 def quiet_lightning() -> None:

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from _rlvr import K, average, countdown, smooth, summarize, train
-from common import COLORS, base_parser, format_spread, plotting, print_table, write_ledger
+from common import COLORS, base_parser, format_spread, label_points, plotting, print_table, write_ledger
 from torch import nn
 from tqdm import tqdm
 
@@ -91,6 +91,7 @@ COLUMNS = (
 def parse_arguments() -> argparse.Namespace:
     parser = base_parser(__doc__, slug="entropy-leaderboard")
     parser.add_argument("--quick", action="store_true", help="one seed, 20 steps")
+    parser.add_argument("--redraw", action="store_true", help="only draw the record that lies in --out anew")
     parser.add_argument("--methods", default=None, help="comma-separated (none given: every registered one)")
     parser.add_argument("--steps", type=int, default=None, help="rollout batches per run (none given: 80)")
     parser.add_argument("--warmup-steps", type=int, default=600, help="supervised steps before")
@@ -187,34 +188,30 @@ def report(results: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         print(f"left out: {name}: {reason}")
 
 
-def draw(path: Path, histories: Mapping[str, Sequence[TrainingHistory]], results: Mapping[str, Any]) -> None:
-    """One panel a method: entropy and reward, with GRPO's behind; and all ends in one."""
+def draw(path: Path, record: Mapping[str, Any]) -> None:
+    """Where every method ends, and a panel each: entropy and reward, with GRPO's behind."""
     plt = plotting()
-    columns = 6
-    lines = math.ceil((len(histories) + 2) / columns)
-    figure = plt.figure(figsize=(16, 2.1 * lines), constrained_layout=True)
-    grid = figure.add_gridspec(lines, columns)
-    ends = figure.add_subplot(grid[0, :2])
-    base = histories.get("grpo")
-    for index, (name, runs) in enumerate(histories.items()):
-        place = index + 2
-        axis = figure.add_subplot(grid[place // columns, place % columns])
+    curves, columns = record["curves"], 6
+    lines = math.ceil(len(curves) / columns)
+    figure = plt.figure(figsize=(16, 2.1 * lines + 5.5), constrained_layout=True)
+    grid = figure.add_gridspec(lines + 1, columns, height_ratios=[5.5 / 2.1, *[1] * lines])
+    ends = figure.add_subplot(grid[0, :])
+    points = {}
+    for place, (name, curve) in enumerate(curves.items()):
+        axis = figure.add_subplot(grid[1 + place // columns, place % columns])
         for key, color in (("entropy", COLORS[5]), ("reward", COLORS[4])):
-            if base is not None and name != "grpo":
-                steps, values = average(list(base), key)
-                axis.plot(steps, smooth(values, 5), color="#bbbbbb", linewidth=1.0)
-            steps, values = average(list(runs), key)
-            axis.plot(steps, smooth(values, 5), color=color, label=key)
+            if name != "grpo" and "grpo" in curves:
+                axis.plot(smooth(curves["grpo"][key], 5), color="#bbbbbb", linewidth=1.0)
+            axis.plot(smooth(curve[key], 5), color=color)
         axis.set_title(name, fontsize=9)
         axis.set_ylim(0, 1.02)
         axis.tick_params(labelsize=7)
-        found = results[name]
-        x, y = mean(r["entropy_end"] for r in found), mean(r["pass@1_end"] for r in found)
-        ends.scatter([x], [y], color=COLORS[4] if name == "grpo" else COLORS[5], s=18, linewidths=0)
-        ends.annotate(name, (x, y), fontsize=6, xytext=(2, 2), textcoords="offset points")
-    ends.set_title("ends: entropy (nats per token) and held-out pass@1", fontsize=9)
-    ends.tick_params(labelsize=7)
-    title = "Entropy in nats per token (blue) and reward (orange), mean over seeds; grey: GRPO"
+        found = record["results"][name]
+        points[name] = mean(r["entropy_end"] for r in found), mean(r["pass@1_end"] for r in found)
+        ends.scatter(*points[name], color=COLORS[4] if name == "grpo" else COLORS[5], s=18, linewidths=0)
+    ends.set(xlabel="entropy at the end, nats per token", ylabel="held-out pass@1 at the end")
+    label_points(ends, points)
+    title = "Entropy in nats per token (blue) and reward (orange) over rollout batches, mean over seeds; gray: GRPO"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -228,6 +225,10 @@ def curve(runs: Sequence[TrainingHistory], key: str) -> list[float]:
 def main() -> None:
     started = time.perf_counter()
     args = parse_arguments()
+    picture = args.out / "entropy-leaderboard.png"
+    if args.redraw:
+        draw(picture, json.loads(picture.with_suffix(".json").read_text()))
+        return
     torch.set_num_threads(args.threads)
     seeds = [args.seed + i for i in range(args.seeds)]
     task = countdown()
@@ -244,9 +245,8 @@ def main() -> None:
             {**summarize(h, s), "step_seconds": mean(h.column("seconds")[1])}
             for h, s in zip(histories[name], seconds, strict=True)
         ]
-    draw(args.out / "entropy-leaderboard.png", histories, results)
     path = write_ledger(
-        args.out / "entropy-leaderboard.json",
+        picture.with_suffix(".json"),
         slug="entropy-leaderboard",
         claim=CLAIM,
         experiment=(
@@ -262,8 +262,9 @@ def main() -> None:
         left_out=LEFT_OUT,
         curves={name: {key: curve(runs, key) for key in ("entropy", "reward")} for name, runs in histories.items()},
     )
+    draw(picture, json.loads(path.read_text()))
     report(results)
-    print(f"\n{time.perf_counter() - started:.0f} s; wrote {path} and {args.out / 'entropy-leaderboard.png'}")
+    print(f"\n{time.perf_counter() - started:.0f} s; wrote {path} and {picture}")
 
 
 if __name__ == "__main__":

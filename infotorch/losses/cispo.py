@@ -5,9 +5,9 @@ Reference: MiniMax, "MiniMax-M1", 2025, arXiv:2506.13585.
 
 from __future__ import annotations
 
-from infotorch.core.reduce import masked_mean
+from infotorch.core.reduce import masked_share
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, reduce_loss
+from infotorch.losses.ppo import AggregationLike, approx_kl, bounded, check_clip, reduce_loss
 from infotorch.losses.registry import Part, register
 
 
@@ -47,12 +47,12 @@ def cispo(
     batch.require("cispo", "advantages")
     check_clip(clip_low, clip_high)
     assert batch.advantages is not None
-    ratio = bounded(batch.log_ratio, log_ratio_bound).exp().detach()
+    ratio = bounded(batch.log_ratio.detach(), log_ratio_bound).exp()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    per_token = -weight * batch.advantages * batch.log_probs
+    per_token = batch.log_probs * (weight * -batch.advantages)
     metrics = {
-        "clip_fraction": masked_mean((weight != ratio).to(per_token.dtype), batch.mask),
-        "approx_kl": masked_mean(-batch.log_ratio, batch.mask),
+        "clip_fraction": masked_share(weight != ratio, batch.mask, per_token.dtype),
+        "approx_kl": approx_kl(batch),
     }
     return reduce_loss(batch, per_token, aggregation, metrics)
 

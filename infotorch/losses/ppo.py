@@ -64,6 +64,11 @@ def aggregate_loss(
     return LossOutput(loss, per_token, {k: v.detach() for k, v in (metrics or {}).items()})
 
 
+def approx_kl(batch: TokenBatch) -> Tensor:
+    """Mean of ``old_log_probs - log_probs``, Schulman's first estimate of the divergence; no gradient."""
+    return -batch.log_ratio.detach().sum() / batch.mask.sum().clamp(min=1)  # 0 outside the mask already
+
+
 def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None) -> None:
     """Raise for clip widths that no method can mean."""
     check_range("clip_low", clip_low, 0.0)
@@ -108,28 +113,29 @@ def clipped_surrogate(
     for a method that gives it another gradient.
     """
     assert batch.advantages is not None
-    advantages = batch.advantages
+    advantages, negated = batch.advantages, -batch.advantages
     ratio = log_ratio.exp()
     low, high = 1 - clip_low, 1 + clip_high
-    free = -advantages * (ratio if ratio_cap is None else ratio.clamp(max=ratio_cap))
-    clipped = -advantages * (_between(ratio, low, high) if within is None else within)
-    loss = torch.maximum(free, clipped)
-    lower = torch.zeros_like(batch.mask)
-    negative = advantages < 0
-    if dual_clip is not None:
-        ceiling = torch.where(negative, -advantages * dual_clip, torch.inf)
-        lower = loss > ceiling
-        loss = torch.minimum(loss, ceiling)
     seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
-    below, above = outside_clip(seen, advantages, clip_low, clip_high)
-    outside = below | above
+    free, clipped = negated * seen, negated * (_between(ratio, low, high) if within is None else within)
+    loss = torch.maximum(free, clipped)
+    silenced = clipped > free
+    outside = silenced  # the same tokens, unless something else changes one of the two
+    if ratio_cap is not None or within is not None:
+        below, above = outside_clip(seen, advantages, clip_low, clip_high)
+        outside = below | above
     by_row = ratio.shape[1] == 1  # one ratio a row: count rows, empty ones too
     region = outside.any(1).to(loss.dtype).mean() if by_row else masked_share(outside, batch.mask, loss.dtype)
+    lower = loss.new_zeros(())
+    if dual_clip is not None:
+        ceiling = torch.where(advantages < 0, negated * dual_clip, torch.inf)
+        lower = masked_share(loss > ceiling, batch.mask, loss.dtype)
+        loss = torch.minimum(loss, ceiling)
     return loss, {
-        "clip_fraction": masked_share(clipped > free, batch.mask, loss.dtype),
-        "clip_fraction_lower": masked_share(lower, batch.mask, loss.dtype),
+        "clip_fraction": masked_share(silenced, batch.mask, loss.dtype),
+        "clip_fraction_lower": lower,
         "clip_region": region,
-        "approx_kl": masked_mean(-batch.log_ratio.detach(), batch.mask),
+        "approx_kl": approx_kl(batch),
     }
 
 
@@ -232,9 +238,10 @@ def gspo(
     check_clip(clip_low, clip_high)
     check_choice("form", form, ("token", "sequence"))
     log_ratio = batch.log_ratio
-    mean = masked_mean(log_ratio, batch.mask, dim=1).unsqueeze(1)
+    of_mean = log_ratio.detach() if form == "token" else log_ratio
+    mean = masked_mean(of_mean, batch.mask, dim=1).unsqueeze(1)
     if form == "token":
-        mean = mean.detach() + log_ratio - log_ratio.detach()
+        mean = mean + (log_ratio - of_mean)
     if log_ratio_bound is not None:
         mean = mean.clamp(max=log_ratio_bound)
     per_token, metrics = clipped_surrogate(mean, batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 
 from infotorch.core._checks import check_range
-from infotorch.core.reduce import masked_mean
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, bounded, reduce_loss
+from infotorch.losses.ppo import AggregationLike, approx_kl, bounded, reduce_loss
 from infotorch.losses.registry import Part, register
 
 
@@ -52,10 +51,9 @@ def sapo(
     assert batch.advantages is not None
     ratio = bounded(batch.log_ratio, log_ratio_bound).exp()
     # Filled, not `where` of two numbers, which would round them to float32.
-    tau = torch.full_like(ratio, tau_negative).masked_fill(batch.advantages > 0, tau_positive)
-    gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
-    metrics = {"approx_kl": masked_mean(-batch.log_ratio, batch.mask)}
-    return reduce_loss(batch, -gate * batch.advantages, aggregation, metrics)
+    tau = torch.full_like(ratio, tau_negative, requires_grad=False).masked_fill(batch.advantages > 0, tau_positive)
+    per_token = torch.sigmoid(tau * (ratio - 1)) * (batch.advantages * (-4 / tau))
+    return reduce_loss(batch, per_token, aggregation, {"approx_kl": approx_kl(batch)})
 
 
 class SAPO(Part, name="sapo"):
