@@ -124,6 +124,7 @@ def normal_scores(x: Tensor) -> Tensor:
 
 def scores_of_rows(x: Tensor) -> Tensor:
     """Normal scores of every row of ``(..., n)``, float64 and finite: many columns of one length at once."""
+    x = x.contiguous()
     ordered, order = x.sort(-1)
     n, place = x.shape[-1], torch.arange(x.shape[-1], device=x.device)
     rises = ordered[..., 1:] != ordered[..., :-1]

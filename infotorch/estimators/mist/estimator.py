@@ -9,9 +9,10 @@ training tasks*. It is quick, steady on few points, and as good as that distribu
 Deviations from the authors' code, all options of :class:`~infotorch.estimators.mist.network.MISTConfig` and
 :class:`~infotorch.estimators.mist.weights.Training`: the weights that come with this library see canonical pairs of
 normal scores, where the authors' network sees raw numbers; X and Y have their own halves of a row, so that they may
-have different numbers of columns; the heads are told the size of the sample; one encoder serves both heads; too many
-columns are refused, where the authors' code cuts them off; padding is masked by its own mask, where theirs takes a row
-that sums to zero for padding; quantiles are sorted, so that they do not cross.
+have different numbers of columns; the heads are told the size of the sample; one encoder serves both heads; columns
+that the network has no place for are left to the Gaussian copula or refused, where the authors' code cuts them off;
+padding is masked by its own mask, where theirs takes a row that sums to zero for padding; quantiles are sorted, so
+that they do not cross.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from infotorch.core._checks import check_range
 from infotorch.estimators._samples import Sample
-from infotorch.estimators._variables import as_numbers
+from infotorch.estimators._variables import as_numbers, warn_of_shared_columns
 from infotorch.estimators.base import Estimate, PairEstimator, generator_of, paired_samples, warn
 from infotorch.estimators.mist.inputs import Pair, soft_view_pair, view_pairs
 from infotorch.estimators.mist.network import MISTNetwork, PairBatch
@@ -49,14 +50,17 @@ class _Learned(PairEstimator):
 class MIST(_Learned):
     """Mutual information of continuous variables by a network trained beforehand: milliseconds, and no fit to speak of.
 
-    More points than the network was trained for are split at random into subsets, whose estimates are averaged.
+    More points than the network was trained for are split at random into subsets, whose estimates are averaged. Of more
+    columns, canonical pairs beyond those that the network reads count as in
+    :class:`~infotorch.estimators.CopulaMI`, with a warning; that takes 8 points for each column of both sides.
 
     Args:
         weights: A ``.safetensors`` file with its JSON file beside it; None for the weights of the library.
         confidence: Of ``interval_``; None for no interval.
         clip: Report 0 for negative estimates.
         max_subsets: Most subsets that are looked at.
-        extrapolate: Take fewer points than the network was trained for, with a warning, and not refuse them.
+        extrapolate: Take fewer points than the network was trained for (or than more columns ask for), with a
+            warning, and not refuse them.
         random_state: Seed of the split; None draws one.
 
     Attributes:
@@ -123,6 +127,8 @@ class MIST(_Learned):
         >>> MIST().estimate_many([bivariate_normal(0.9).sample(100, seed) for seed in range(3)]).shape
         torch.Size([3])
         """
+        if not pairs:
+            return torch.zeros(0, dtype=torch.float64)
         prepared = [self._checked(x, y) for x, y in pairs]
         generator = generator_of(self.random_state)
         subsets = [self._subsets(x, y, generator) for x, y in prepared]
@@ -193,6 +199,8 @@ class MIST(_Learned):
         self._check_sizes(sides[0], sides[1], most=True)
         network = self.network.to(x.device)
         a, b = soft_view_pair(sides[0], sides[1], self.training.view, softness)
+        if not (a.shape[1] and b.shape[1]):  # constant columns alone
+            return (a.sum() + b.sum()).float() * 0
         levels = torch.full((1, 1), 0.5, device=x.device)
         return _point(*network(PairBatch.of([(a.float(), b.float())]), levels))[0]
 
@@ -201,6 +209,7 @@ class MIST(_Learned):
         samples = paired_samples(x=x, y=y)
         x, y = (self._prepare(name, sample) for name, sample in samples.items())
         self._check_sizes(x, y)
+        warn_of_shared_columns(x, y)
         return x, y
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
@@ -211,6 +220,7 @@ class MIST(_Learned):
         if self.confidence is not None:
             check_range("confidence", self.confidence, 0.0, 1.0, low_open=True, high_open=True)
         self._check_sizes(x, y)
+        warn_of_shared_columns(x, y)
         subsets = self._subsets(x, y, generator_of(self.random_state))
         tail = (1 - (self.confidence or 0.95)) / 2
         means, quantiles = self._read(view_pairs(subsets, self.training.view), (tail, 0.5, 1 - tail))
@@ -256,9 +266,8 @@ class MIST(_Learned):
         needed = total + 1 if self.extrapolate else _POINTS_PER_COLUMN * total
         if points < needed:
             raise ValueError(
-                f"{text}, or {needed} points in a pass for {total} columns on both sides; got {columns} columns and "
-                f"{points} points"
-                + ("" if self.extrapolate else " (extrapolate=True asks for less, CopulaMI for none)")
+                f"{text}, or {needed} points in a pass ({total} columns on both sides), got {columns} and {points}; "
+                "take CopulaMI" + ("" if self.extrapolate else " or extrapolate=True")
             )
         warn(
             f"{name}: {columns} columns, the network was trained on {widest} at most: it reads the {widest} leading "
