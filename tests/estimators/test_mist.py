@@ -286,9 +286,7 @@ def test_gradient_with_respect_to_the_sample():
 def test_bad_input(stored):
     mist = MIST(weights=stored)
     x, y = (torch.randn(50, 5) for _ in range(2))
-    with pytest.raises(
-        ValueError, match=r"x: expected at most 4 columns.*, or 48 points in .*, got 5 and 25"
-    ):
+    with pytest.raises(ValueError, match=r"x: expected at most 4 columns.*, or 48 points in .*, got 5 and 25"):
         mist.fit(x, y[:, :1])
     with pytest.raises(ValueError, match="x, y: expected 10 points or more, which the network was trained on, got 8"):
         mist.fit(x[:8, 0], y[:8, 0])

@@ -23,6 +23,7 @@ OVERFIT_NATS = 0.25
 OVERFIT_ERRORS = 3.0
 RISING_NATS = 0.02
 UNSURE_NATS = 0.5
+NOTHING_NATS = 1e-3
 SATURATED = 0.8
 MIN_TRAIN, MIN_VALIDATION, MIN_TEST = 8, 2, 8
 
@@ -163,7 +164,11 @@ class NeuralEstimator(_Trained):
                 f"{name}: categories (integer, boolean or text columns) are taken as numbers; "
                 "encode them one-hot, or use an estimator for discrete variables"
             )
-        return sample.values.double()
+        values = sample.values.double()
+        constant = (values == values[:1]).all(0).nonzero().flatten().tolist()
+        if constant:
+            warn(f"{name}: constant columns carry no information: {', '.join(map(str, constant))}")
+        return values
 
     def _fit(self, x: Tensor, y: Tensor) -> Estimate:
         self._check_options()
@@ -250,7 +255,7 @@ class NeuralEstimator(_Trained):
                 f"overfit: {found.value:.2f} nats on held-out pairs, {seen:.2f} on training pairs; "
                 "take more pairs, fewer steps or a smaller network"
             )
-        if found.value < -2 * found.std_error:
+        if found.value < -max(2 * found.std_error, NOTHING_NATS):
             warn(
                 f"{found.value:.2f} nats is below 0, which needs no training: the critic has not learned to generalize"
             )
