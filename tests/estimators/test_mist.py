@@ -211,6 +211,7 @@ def test_columns_beyond_the_widest_count_by_the_guess():
     torch.testing.assert_close(network()(batch)[0][0], expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="columns: expected at most max_columns = 4 a side, got 6"):
         network(summary=False)(batch)
+    assert network(summary=False, arch="2d")(batch)[0].isfinite().all()
 
 
 def test_pinball_is_least_at_the_quantile():
@@ -239,6 +240,16 @@ def test_shipped_weights_are_near_the_truth():
         inside.append(found.interval_[0] <= task.information <= found.interval_[1])
     assert torch.tensor(errors).square().mean() < 0.05
     assert np.mean(inside) > 0.85
+
+
+def test_shipped_answers_stay():
+    """What the weights said when they were released, whatever is made faster around them."""
+    x, y = Normal(dense_covariance(5, 0.5), 2).sample(150)
+    found = MIST(confidence=0.9).fit(x, y)
+    numbers = [found.value_, *found.interval_, found.median_]
+    assert numbers == pytest.approx([0.480494, 0.337947, 0.822842, 0.443954], abs=1e-4)
+    together = MIST().estimate_many([(x, y), bivariate_normal(0.8).sample(40)])
+    assert together.tolist() == pytest.approx([0.480494, 0.531279], abs=1e-4)
 
 
 def test_shipped_file_is_small_and_says_what_it_knows():

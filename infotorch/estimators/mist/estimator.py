@@ -271,7 +271,7 @@ class MIST(_Learned):
             )
         warn(
             f"{name}: {columns} columns, the network was trained on {widest} at most: it reads the {widest} leading "
-            "canonical pairs, the others count as in CopulaMI; quantiles are too narrow then"
+            "canonical pairs, the others count as in CopulaMI; its quantiles may be too narrow then"
         )
 
     def _parts(self, n: int) -> int:

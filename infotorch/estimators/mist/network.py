@@ -261,7 +261,8 @@ class MISTNetwork(nn.Module):
 
         Args:
             batch: Samples. Columns beyond ``max_columns`` of a side count as far as the summary's guess goes: that of
-                all columns, and what the heads add to it for the leading ones.
+                all columns, and what the heads add to it for the leading ones. Without a summary the 2d network takes
+                any number of columns.
             levels: Which quantiles, ``(B, q)`` in (0, 1).
 
         Returns:
@@ -269,14 +270,14 @@ class MISTNetwork(nn.Module):
             cross. None without the head, or without ``levels``.
 
         Raises:
-            ValueError: More columns than ``max_columns`` without a summary.
+            ValueError: More columns than ``max_columns`` for the released network without a summary.
         """
         most, whole = self.config.max_columns, batch
         widest = max(batch.x.shape[2], batch.y.shape[2])
-        if widest > most:
-            if not self.config.summary:
-                raise ValueError(f"columns: expected at most max_columns = {most} a side, got {widest}")
+        if widest > most and self.config.summary:
             batch = batch.leading(most)
+        elif widest > most and self.config.arch == "released":
+            raise ValueError(f"columns: expected at most max_columns = {most} a side, got {widest}")
         phi = self.phi(batch)
         guess = phi.new_zeros(len(phi))
         if self.config.summary:
