@@ -183,7 +183,8 @@ def orthonormal_columns(x: Tensor) -> Tensor:
 
 def independent(r: Tensor) -> Tensor:
     """Which columns, by the triangular factor of their unit vectors, are no combination of earlier ones."""
-    return r.diagonal(dim1=-2, dim2=-1).abs() > _SINGULAR**0.5
+    kept = r.diagonal(dim1=-2, dim2=-1).abs() > _SINGULAR**0.5
+    return torch.nn.functional.pad(kept, (0, r.shape[-1] - kept.shape[-1]))  # no more of them than points
 
 
 def _from_canonical(qx: Tensor, qy: Tensor) -> Tensor:

@@ -303,6 +303,11 @@ def test_bad_input(stored):
         mist.fit(x[:8, 0], y[:8, 0])
     with pytest.warns(EstimationWarning, match="extrapolated: the network expects 10 points"):
         MIST(weights=stored, extrapolate=True).fit(x[:8, 0], y[:8, 0])
+    with (
+        pytest.warns(EstimationWarning, match="extrapolated"),
+        pytest.warns(EstimationWarning, match="combinations of others"),  # fewer points than columns
+    ):
+        assert np.isfinite(MIST(extrapolate=True).fit(torch.randn(4, 6), torch.randn(4, 6)).value_)
     with pytest.raises(ValueError, match="x: expected finite values"):
         mist.fit(x[:, 0].log(), y[:, 0])
     with pytest.warns(EstimationWarning, match="integers or categories"):
