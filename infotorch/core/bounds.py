@@ -87,6 +87,13 @@ def mine(
 def nwj(scores: Tensor, *, negatives: Tensor | None = None) -> Tensor:
     r"""Nguyen-Wainwright-Jordan bound :math:`1 + E_p[f - 1] - E_{pq}[e^{f - 1}]`; unbiased, high variance.
 
+    Args:
+        scores: Shape ``(..., B, B)``, floating; ``(..., B)`` with ``negatives``.
+        negatives: Scores of K product pairs for each x, shape ``(..., B, K)``.
+
+    Returns:
+        Shape ``(...)``, nats.
+
     Raises:
         ValueError: Not square, or ``B = 1``.
 
@@ -106,6 +113,9 @@ def tuba(scores: Tensor, log_baseline: Tensor, *, negatives: Tensor | None = Non
         scores: Shape ``(..., B, B)``; ``(..., B)`` with ``negatives``.
         log_baseline: :math:`b(x_i)`, shape ``(..., B)`` or a scalar; ``1`` gives NWJ.
         negatives: Scores of K product pairs for each x, shape ``(..., B, K)``.
+
+    Returns:
+        Shape ``(...)``, nats.
 
     Raises:
         ValueError: Not square, ``B = 1``, a baseline that does not broadcast to ``(..., B)``.
@@ -127,6 +137,9 @@ def infonce(scores: Tensor, *, symmetric: bool = False, negatives: Tensor | None
         scores: Shape ``(..., B, B)``; ``(..., B)`` with ``negatives``.
         symmetric: Average the bounds over rows and over columns.
         negatives: Scores of K product pairs for each x, shape ``(..., B, K)``; then at most :math:`\log (K + 1)`.
+
+    Returns:
+        Shape ``(...)``, nats.
 
     Raises:
         ValueError: Not square, or ``B = 1``; ``symmetric`` with ``negatives``.
@@ -153,6 +166,15 @@ def alpha_tuba(scores: Tensor, log_baseline: Tensor, alpha: float = 0.01, *, neg
     leaves the pair's own score out: :math:`1 + \overline{(f_{ii} - c_{ij})} - \overline{e^{f_{ij} - c_{ii}}}`, means
     over :math:`i \ne j`.
 
+    Args:
+        scores: Shape ``(..., B, B)``, floating; ``(..., B)`` with ``negatives``.
+        log_baseline: :math:`b(x_i)`, shape ``(..., B)`` or a scalar.
+        alpha: Weight of the batch's own partition, in [0, 1].
+        negatives: Scores of K product pairs for each x, shape ``(..., B, K)``.
+
+    Returns:
+        Shape ``(...)``, nats.
+
     Raises:
         ValueError: Not square, ``B = 1``, ``alpha`` outside [0, 1], a baseline that does not broadcast.
 
@@ -176,6 +198,13 @@ def alpha_tuba(scores: Tensor, log_baseline: Tensor, alpha: float = 0.01, *, neg
 def jensen_shannon(scores: Tensor, *, negatives: Tensor | None = None) -> Tensor:
     r"""f-GAN objective :math:`-E_p[\mathrm{sp}(-f)] - E_{pq}[\mathrm{sp}(f)]`: trains a critic, is no MI value.
 
+    Args:
+        scores: Shape ``(..., B, B)``, floating; ``(..., B)`` with ``negatives``.
+        negatives: Scores of K product pairs for each x, shape ``(..., B, K)``.
+
+    Returns:
+        Shape ``(...)``, nats.
+
     Raises:
         ValueError: Not square, or ``B = 1``.
 
@@ -189,6 +218,13 @@ def jensen_shannon(scores: Tensor, *, negatives: Tensor | None = None) -> Tensor
 
 def js_mi_nwj(scores: Tensor, *, negatives: Tensor | None = None) -> Tensor:
     """The value to watch while :func:`jensen_shannon` trains: NWJ of ``scores + 1``.
+
+    Args:
+        scores: Shape ``(..., B, B)``, floating; ``(..., B)`` with ``negatives``.
+        negatives: Scores of K product pairs for each x, shape ``(..., B, K)``.
+
+    Returns:
+        Shape ``(...)``, nats.
 
     Raises:
         ValueError: Not square, or ``B = 1``.
@@ -208,6 +244,9 @@ def smile(scores: Tensor, tau: float = 5.0, *, js_gradient: bool = False, negati
         tau: Clip; infinity gives Donsker-Varadhan.
         js_gradient: Keep the value, take the gradient of :func:`jensen_shannon`: how the authors train.
         negatives: Scores of K product pairs for each x, shape ``(..., B, K)``.
+
+    Returns:
+        Shape ``(...)``, nats.
 
     Raises:
         ValueError: Not square, ``B = 1``, ``tau`` not positive.
@@ -235,6 +274,9 @@ def club(log_q: Tensor, *, off_diagonal: bool = False) -> Tensor:
         off_diagonal: Leave the joint pairs out of the second mean. The common code, followed by default, keeps
             them, which shrinks the estimate by the factor :math:`1 - 1/B`.
 
+    Returns:
+        Shape ``(...)``, nats.
+
     Raises:
         ValueError: Not square, or ``B = 1``.
 
@@ -253,6 +295,9 @@ def leave_one_out(log_q: Tensor) -> Tensor:
 
     Args:
         log_q: ``log_q[..., i, j]`` is :math:`\log q(y_j | x_i)`, shape ``(..., B, B)``.
+
+    Returns:
+        Shape ``(...)``, nats.
 
     Raises:
         ValueError: Not square, or ``B = 1``.

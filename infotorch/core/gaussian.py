@@ -119,13 +119,24 @@ def normal_scores(x: Tensor) -> Tensor:
     >>> normal_scores(torch.tensor([5.0, 100.0, 7.0])).squeeze(1)
     tensor([-0.6745,  0.6745,  0.0000], dtype=torch.float64)
     """
-    x = as_samples("x", x)
-    columns = x.T.contiguous()
-    ordered = columns.sort(1).values
-    below = torch.searchsorted(ordered, columns)
-    through = torch.searchsorted(ordered, columns, right=True)
-    rank = (below + through + 1).to(x.dtype) / 2
-    return torch.special.ndtri(rank / (len(x) + 1)).T
+    return scores_of_rows(as_samples("x", x).T).T
+
+
+def scores_of_rows(x: Tensor) -> Tensor:
+    """Normal scores of every row of ``(..., n)``, float64 and finite: many columns of one length at once."""
+    x = x.contiguous()
+    ordered, order = x.sort(-1)
+    n, place = x.shape[-1], torch.arange(x.shape[-1], device=x.device)
+    rises = ordered[..., 1:] != ordered[..., :-1]
+    if bool(rises.all()):
+        rank = place + 1
+    else:
+        edge = rises.new_ones(*x.shape[:-1], 1)
+        first = torch.where(torch.cat((edge, rises), -1), place, 0).cummax(-1).values
+        last = torch.where(torch.cat((rises, edge), -1), place, n).flip(-1).cummin(-1).values.flip(-1)
+        rank = (first + last).to(x.dtype) / 2 + 1
+    scores = torch.special.ndtri(rank.to(x.dtype) / (n + 1)).expand_as(x)
+    return torch.empty_like(x).scatter_(-1, order, scores)
 
 
 def copula_mi(x: Tensor, y: Tensor, *, corrected: bool = True) -> Tensor:
@@ -160,13 +171,20 @@ def _two_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orthonormal_columns(x: Tensor) -> Tensor:
-    """Orthonormal basis of the centered columns; redundant columns give way, with a warning."""
+    """Orthonormal basis of the centered columns; constant and redundant ones give way, the latter with a warning."""
+    x = x[:, (x != 0).any(0)]
     q, r = torch.linalg.qr(x / x.norm(dim=0))
-    kept = r.diagonal().abs() > _SINGULAR**0.5
+    kept = independent(r)
     if not bool(kept.all()):
         warnings.warn(f"x, y: {int((~kept).sum())} columns are combinations of others and are left out", stacklevel=4)
         q = torch.linalg.qr(x[:, kept] / x[:, kept].norm(dim=0)).Q
     return q
+
+
+def independent(r: Tensor) -> Tensor:
+    """Which columns, by the triangular factor of their unit vectors, are no combination of earlier ones."""
+    kept = r.diagonal(dim1=-2, dim2=-1).abs() > _SINGULAR**0.5
+    return torch.nn.functional.pad(kept, (0, r.shape[-1] - kept.shape[-1]))  # no more of them than points
 
 
 def _from_canonical(qx: Tensor, qy: Tensor) -> Tensor:

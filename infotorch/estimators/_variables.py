@@ -85,7 +85,8 @@ def informative_columns(name: str, x: Tensor) -> Tensor:
         x = x[:, varies]
     if x.shape[1] < 2:
         return x
-    same = (_correlation(x, x).square() > 1 - _SAME).triu(1)
+    units = _units(x)
+    same = ((units.T @ units).square() > 1 - _SAME).triu(1)
     copies = same.any(0)
     if bool(copies.any()):
         pairs = ", ".join(f"{j} of {int(same[:, j].nonzero()[0])}" for j in copies.nonzero().flatten().tolist())
@@ -98,7 +99,7 @@ def warn_of_shared_columns(x: Tensor, y: Tensor) -> None:
     """A continuous column on both sides has infinite mutual information with itself."""
     if not (x.shape[1] and y.shape[1]):
         return
-    shared = (_correlation(x, y).square() > 1 - _SAME).nonzero().tolist()
+    shared = ((_units(x).T @ _units(y)).square() > 1 - _SAME).nonzero().tolist()
     if shared:
         i, j = shared[0]
         warn(
@@ -107,9 +108,10 @@ def warn_of_shared_columns(x: Tensor, y: Tensor) -> None:
         )
 
 
-def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    x, y = ((z - z.mean(0)) / (z - z.mean(0)).norm(dim=0).clamp(min=1e-300) for z in (x, y))
-    return x.T @ y
+def _units(x: Tensor) -> Tensor:
+    """Centered columns of length 1, whose products are correlations."""
+    x = x - x.mean(0)
+    return x / x.norm(dim=0).clamp(min=1e-300)
 
 
 def _warn_of_tails(name: str, x: Tensor) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -162,7 +163,10 @@ class JointCritic(Critic):
         return self._rest(of_x.unsqueeze(1) + of_y)
 
     def _rest(self, hidden: Tensor) -> Tensor:
-        return self.net[1:](hidden.flatten(0, 1)).view(hidden.shape[:2])
+        rows = hidden.flatten(0, 1)
+        for layer in islice(self.net, 1, None):  # a slice of the network would be a new module every time
+            rows = layer(rows)
+        return rows.view(hidden.shape[:2])
 
 
 class GaussianConditional(Critic):

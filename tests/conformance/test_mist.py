@@ -139,8 +139,8 @@ def check_transforms(case) -> None:
 
 CHECKS = {
     r"fwd_.*": check_forward,
-    r"pinball": check_pinball,
-    r"truth": check_truth,
-    r"truth_additive": check_truth_additive,
-    r"transforms": check_transforms,
+    r"pinball(_.*)?": check_pinball,
+    r"truth_additive(_.*)?": check_truth_additive,
+    r"truth(_.*)?": check_truth,
+    r"transforms(_.*)?": check_transforms,
 }

@@ -25,6 +25,7 @@ from infotorch.estimators.mist import (
     soft_view_pair,
     view_pair,
 )
+from infotorch.estimators.mist.inputs import view_pairs
 from infotorch.estimators.mist.training import MetaBatches, MetaData, MISTModule
 
 SMALL = MISTConfig(
@@ -92,6 +93,24 @@ def test_soft_view_is_near_and_has_gradients(view):
     (slope,) = torch.autograd.grad((soft[0] * soft[1]).sum(), x)
     assert slope.isfinite().all()
     assert slope.abs().sum() > 0
+
+
+def test_views_of_many_are_those_of_each():
+    """Samples of one shape, among them one with a column too many and one with a constant side, and others."""
+    pairs = [*samples((30, 2, 1), (20, 1, 2)), *samples((30, 2, 1), (30, 2, 1), (30, 2, 1), seed=1)]
+    pairs[3][0][:, 1] = 2 * pairs[3][0][:, 0] + 1
+    pairs[4][1][:] = 3.0
+    for view in ("raw", "zscore", "rank", "canonical"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            together = view_pairs(pairs, view)
+            for found, (x, y) in zip(together, pairs, strict=True):
+                for one, other in zip(found, view_pair(x, y, view), strict=True):
+                    torch.testing.assert_close(one, other)
+    assert [tuple(v.shape) for v in together[3]] == [(30, 1), (30, 1)]
+    assert [tuple(v.shape) for v in together[4]] == [(30, 2), (30, 0)]
+    with pytest.raises(ValueError, match="x: expected finite values"):
+        view_pair(pairs[0][0].log(), pairs[0][1], "canonical")
 
 
 # ---------------------------------------------------------------------- networks
@@ -184,6 +203,17 @@ def test_an_untrained_network_gives_the_corrected_copula_estimate():
     torch.testing.assert_close(quantiles[0, 0], mean[0])
 
 
+def test_columns_beyond_the_widest_count_by_the_guess():
+    """An untrained network is the guess itself, of all columns; without a summary there is nothing to count by."""
+    x, y = Normal(dense_covariance(11, 0.5), 6).sample(200)
+    batch = PairBatch.of([view_pair(x, y, "canonical")])
+    expected = copula_mi(x, y) * (1 - (11 / 200) ** 2)
+    torch.testing.assert_close(network()(batch)[0][0], expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="columns: expected at most max_columns = 4 a side, got 6"):
+        network(summary=False)(batch)
+    assert network(summary=False, arch="2d")(batch)[0].isfinite().all()
+
+
 def test_pinball_is_least_at_the_quantile():
     y = torch.linspace(0, 1, 1001, dtype=torch.float64)
     losses = {q: float(pinball_loss(torch.tensor(q), y, torch.tensor(0.8))) for q in (0.6, 0.7, 0.8, 0.9)}
@@ -210,6 +240,16 @@ def test_shipped_weights_are_near_the_truth():
         inside.append(found.interval_[0] <= task.information <= found.interval_[1])
     assert torch.tensor(errors).square().mean() < 0.05
     assert np.mean(inside) > 0.85
+
+
+def test_shipped_answers_stay():
+    """What the weights said when they were released, whatever is made faster around them."""
+    x, y = Normal(dense_covariance(5, 0.5), 2).sample(150)
+    found = MIST(confidence=0.9).fit(x, y)
+    numbers = [found.value_, *found.interval_, found.median_]
+    assert numbers == pytest.approx([0.480494, 0.337947, 0.822842, 0.443954], abs=1e-4)
+    together = MIST().estimate_many([(x, y), bivariate_normal(0.8).sample(40)])
+    assert together.tolist() == pytest.approx([0.480494, 0.531279], abs=1e-4)
 
 
 def test_shipped_file_is_small_and_says_what_it_knows():
@@ -257,12 +297,17 @@ def test_gradient_with_respect_to_the_sample():
 def test_bad_input(stored):
     mist = MIST(weights=stored)
     x, y = (torch.randn(50, 5) for _ in range(2))
-    with pytest.raises(ValueError, match="x: expected at most 4 columns, which the network was trained on, got 5"):
+    with pytest.raises(ValueError, match=r"x: expected at most 4 columns.*, or 48 points in .*, got 5 and 25"):
         mist.fit(x, y[:, :1])
     with pytest.raises(ValueError, match="x, y: expected 10 points or more, which the network was trained on, got 8"):
         mist.fit(x[:8, 0], y[:8, 0])
     with pytest.warns(EstimationWarning, match="extrapolated: the network expects 10 points"):
         MIST(weights=stored, extrapolate=True).fit(x[:8, 0], y[:8, 0])
+    with (
+        pytest.warns(EstimationWarning, match="extrapolated"),
+        pytest.warns(EstimationWarning, match="combinations of others"),  # fewer points than columns
+    ):
+        assert np.isfinite(MIST(extrapolate=True).fit(torch.randn(4, 6), torch.randn(4, 6)).value_)
     with pytest.raises(ValueError, match="x: expected finite values"):
         mist.fit(x[:, 0].log(), y[:, 0])
     with pytest.warns(EstimationWarning, match="integers or categories"):
@@ -273,6 +318,54 @@ def test_bad_input(stored):
         MIST(weights=stored, confidence=1.5).fit(x[:, 0], y[:, 0])
     with pytest.raises(ValueError, match="max_subsets: expected"):
         MIST(weights=stored, max_subsets=0).fit(x[:, 0], y[:, 0])
+
+
+def test_many_columns():
+    """With the shipped weights: the copula's estimate of all columns, and what the network adds to it."""
+    mist, (x, y) = MIST(), Normal(dense_covariance(20, 0.3), 11).sample(400)
+    with pytest.warns(EstimationWarning, match="x: 11 columns, the network was trained on 8 at most"):
+        found = mist.fit(x, y).value_
+    assert abs(found - Normal(dense_covariance(20, 0.3), 11).mutual_information()) < 0.5
+    assert mist.interval_[0] < found < mist.interval_[1]
+    with pytest.warns(EstimationWarning, match="11 columns"):
+        torch.testing.assert_close(mist.estimate_many([(x, y)]), torch.tensor([found]).double(), rtol=1e-5, atol=1e-5)
+    x.requires_grad_()
+    with pytest.warns(EstimationWarning, match="11 columns"):
+        (slope,) = torch.autograd.grad(mist.information(x, y), x)
+    assert slope.isfinite().all()
+    assert slope.abs().sum() > 0
+    few = x.detach()[:100], y[:100]
+    with pytest.raises(ValueError, match=r"or 160 points in a pass \(20 columns on both sides\), got 11 and 100"):
+        mist.fit(*few)
+    with pytest.warns(EstimationWarning, match="11 columns"):
+        assert np.isfinite(MIST(extrapolate=True).fit(*few).value_)
+    with pytest.raises(ValueError, match="or 21 points in a pass"):
+        MIST(extrapolate=True).fit(x.detach()[:20], y[:20])
+
+
+@pytest.mark.filterwarnings("ignore::infotorch.estimators.EstimationWarning")
+def test_nothing_to_say():
+    """A side without information gives 0, also in one subset of a sample, among other samples, and with a gradient."""
+    mist, (x, y) = MIST(), bivariate_normal(0.6).sample(1000)
+    constant = torch.full((100,), 0.1)
+    values = mist.estimate_many([(x[:100], constant), (x[:100], y[:100])])
+    assert values[0] == 0
+    assert values[1] > 0.05
+    assert mist.estimate_many([]).shape == (0,)
+    assert mist.quantiles(x[:100], constant, (0.1, 0.9)).tolist() == [0, 0]
+    assert mist.fit(x[:100], constant).interval_ == (0, 0)
+    once = torch.zeros(1000)
+    once[3] = 1
+    assert abs(mist.fit(once, y).value_) < 0.1
+    constant.requires_grad_()
+    mist.information(constant, y[:100].float()).backward()
+    assert not constant.grad.any()
+
+
+def test_a_column_on_both_sides_is_told():
+    x, _ = bivariate_normal(0.6).sample(100)
+    with pytest.warns(EstimationWarning, match="columns stand on both sides"):
+        assert MIST().fit(x, -x).value_ > 3
 
 
 def test_equal_columns(tmp_path):

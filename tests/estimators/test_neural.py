@@ -164,6 +164,15 @@ def test_less_than_nothing_is_said():
     assert any(re.match(r"-\d.* nats is below 0, which needs no training", w) for w in found.warnings_)
 
 
+def test_constant_columns_are_said():
+    x, y = data(400)
+    with pytest.warns(E.EstimationWarning, match="x: constant columns carry no information: 1"):
+        E.NWJ(**QUICK | {"max_steps": 10}).fit(torch.cat((x, torch.full_like(x, 0.1)), 1), y)
+    found = silent(E.InfoNCE(**QUICK | {"max_steps": 10}), torch.ones(400), y)
+    assert abs(found.mutual_information_) < 1e-3
+    assert not [w for w in found.warnings_ if "below 0" in w]
+
+
 def test_short_training_is_said():
     with pytest.warns(E.EstimationWarning, match="not trained out: still rising after max_steps=60"):
         E.NWJ(**QUICK | {"max_steps": 60}).fit(*data())

@@ -49,6 +49,21 @@ def test_by_hand():
     torch.testing.assert_close(block(q, x), norm(h + block.linear2(hidden), (4,)))
 
 
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_attention_is_torchs(same, padded):
+    torch.manual_seed(0)
+    block, points = AttentionBlock(8, 2).double(), torch.randn(2, 6, 8, dtype=torch.float64)
+    queries = points if same else torch.randn(2, 3, 8, dtype=torch.float64)
+    padding = torch.arange(6) >= torch.tensor([[6], [4]]) if padded else None
+    weighted = block.mha(queries, points, points, key_padding_mask=padding)[0]
+    h = block.norm1(queries + weighted)
+    expected = block.norm2(h + block.linear2(block.activation(block.linear1(h))))
+    torch.testing.assert_close(block(queries, points, padding), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(block(queries, points, padding), expected)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="heads: expected a divisor of dim=8, got 3"):
         AttentionBlock(8, 3)

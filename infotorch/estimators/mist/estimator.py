@@ -9,9 +9,10 @@ training tasks*. It is quick, steady on few points, and as good as that distribu
 Deviations from the authors' code, all options of :class:`~infotorch.estimators.mist.network.MISTConfig` and
 :class:`~infotorch.estimators.mist.weights.Training`: the weights that come with this library see canonical pairs of
 normal scores, where the authors' network sees raw numbers; X and Y have their own halves of a row, so that they may
-have different numbers of columns; the heads are told the size of the sample; one encoder serves both heads; too many
-columns are refused, where the authors' code cuts them off; padding is masked by its own mask, where theirs takes a row
-that sums to zero for padding; quantiles are sorted, so that they do not cross.
+have different numbers of columns; the heads are told the size of the sample; one encoder serves both heads; columns
+that the network has no place for are left to the Gaussian copula or refused, where the authors' code cuts them off;
+padding is masked by its own mask, where theirs takes a row that sums to zero for padding; quantiles are sorted, so
+that they do not cross.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from torch import Tensor
 
 from infotorch.core._checks import check_range
 from infotorch.estimators._samples import Sample
-from infotorch.estimators._variables import as_numbers
+from infotorch.estimators._variables import as_numbers, warn_of_shared_columns
 from infotorch.estimators.base import Estimate, PairEstimator, generator_of, paired_samples, warn
-from infotorch.estimators.mist.inputs import soft_view_pair, view_pair
+from infotorch.estimators.mist.inputs import Pair, soft_view_pair, view_pairs
 from infotorch.estimators.mist.network import MISTNetwork, PairBatch
 from infotorch.estimators.mist.weights import Training, load_weights
 
-_NUMBERS = 1 << 22  # of a batch of samples that is held at once
+# Numbers in the tokens of a pass: on a CPU what its cache holds, on a GPU what keeps it busy.
+_CPU_NUMBERS, _GPU_NUMBERS = 1 << 19, 1 << 24
+_POINTS_PER_COLUMN = 8  # with more columns than trained for; with fewer points the Gaussian copula alone is closer
 
 
 class _Learned(PairEstimator):
@@ -47,14 +50,17 @@ class _Learned(PairEstimator):
 class MIST(_Learned):
     """Mutual information of continuous variables by a network trained beforehand: milliseconds, and no fit to speak of.
 
-    More points than the network was trained for are split at random into subsets, whose estimates are averaged.
+    More points than the network was trained for are split at random into subsets, whose estimates are averaged. Of more
+    columns, canonical pairs beyond those that the network reads count as in
+    :class:`~infotorch.estimators.CopulaMI`, with a warning; that takes 8 points for each column of both sides.
 
     Args:
         weights: A ``.safetensors`` file with its JSON file beside it; None for the weights of the library.
         confidence: Of ``interval_``; None for no interval.
         clip: Report 0 for negative estimates.
         max_subsets: Most subsets that are looked at.
-        extrapolate: Take fewer points than the network was trained for, with a warning, and not refuse them.
+        extrapolate: Take fewer points than the network was trained for (or than more columns ask for), with a
+            warning, and not refuse them.
         random_state: Seed of the split; None draws one.
 
     Attributes:
@@ -121,10 +127,12 @@ class MIST(_Learned):
         >>> MIST().estimate_many([bivariate_normal(0.9).sample(100, seed) for seed in range(3)]).shape
         torch.Size([3])
         """
+        if not pairs:
+            return torch.zeros(0, dtype=torch.float64)
         prepared = [self._checked(x, y) for x, y in pairs]
         generator = generator_of(self.random_state)
         subsets = [self._subsets(x, y, generator) for x, y in prepared]
-        views = [view_pair(x, y, self.training.view) for group in subsets for x, y in group]
+        views = view_pairs([pair for group in subsets for pair in group], self.training.view)
         value = _point(*self._read(views, (0.5,)))
         value = torch.stack([part.mean() for part in value.split([len(group) for group in subsets])])
         return value.clamp(min=0) if self.clip else value
@@ -152,8 +160,7 @@ class MIST(_Learned):
             check_range("levels", level, 0.0, 1.0, low_open=True, high_open=True)
         ordered = sorted(levels)
         subsets = self._subsets(*self._checked(x, y), generator_of(self.random_state))
-        views = [view_pair(a, b, self.training.view) for a, b in subsets]
-        _, found = self._read(views, tuple(ordered))
+        _, found = self._read(view_pairs(subsets, self.training.view), tuple(ordered))
         if found is None:
             raise ValueError("weights: expected a network with a head for quantiles, got one without")
         return found.mean(0)[[ordered.index(level) for level in levels]]
@@ -192,6 +199,8 @@ class MIST(_Learned):
         self._check_sizes(sides[0], sides[1], most=True)
         network = self.network.to(x.device)
         a, b = soft_view_pair(sides[0], sides[1], self.training.view, softness)
+        if not (a.shape[1] and b.shape[1]):  # constant columns alone
+            return (a.sum() + b.sum()).float() * 0
         levels = torch.full((1, 1), 0.5, device=x.device)
         return _point(*network(PairBatch.of([(a.float(), b.float())]), levels))[0]
 
@@ -200,6 +209,7 @@ class MIST(_Learned):
         samples = paired_samples(x=x, y=y)
         x, y = (self._prepare(name, sample) for name, sample in samples.items())
         self._check_sizes(x, y)
+        warn_of_shared_columns(x, y)
         return x, y
 
     def _prepare(self, name: str, sample: Sample) -> Tensor:
@@ -209,15 +219,11 @@ class MIST(_Learned):
         check_range("max_subsets", self.max_subsets, 1)
         if self.confidence is not None:
             check_range("confidence", self.confidence, 0.0, 1.0, low_open=True, high_open=True)
-        training = self.training
-        none = {"median": 0.0, "n_subsets": 0}
-        if not (x.shape[1] and y.shape[1]):
-            return Estimate(0.0, interval=(0.0, 0.0) if self.confidence else None, extra=none)
         self._check_sizes(x, y)
+        warn_of_shared_columns(x, y)
         subsets = self._subsets(x, y, generator_of(self.random_state))
         tail = (1 - (self.confidence or 0.95)) / 2
-        views = [view_pair(a, b, training.view) for a, b in subsets]
-        means, quantiles = self._read(views, (tail, 0.5, 1 - tail))
+        means, quantiles = self._read(view_pairs(subsets, self.training.view), (tail, 0.5, 1 - tail))
         median = None if quantiles is None else float(quantiles[:, 1].mean())
         value = float(means.mean()) if means is not None else median
         assert value is not None
@@ -234,11 +240,6 @@ class MIST(_Learned):
     def _check_sizes(self, x: Tensor, y: Tensor, *, most: bool = False) -> None:
         training = self.training
         (fewest, largest), (_, widest) = training.points, training.columns
-        for name, v in (("x", x), ("y", y)):
-            if v.shape[1] > widest:
-                raise ValueError(
-                    f"{name}: expected at most {widest} columns, which the network was trained on, got {v.shape[1]}"
-                )
         if training.equal and x.shape[1] != y.shape[1]:
             raise ValueError(
                 "x, y: expected equal numbers of columns, which the network was trained on, "
@@ -251,11 +252,35 @@ class MIST(_Learned):
             if not self.extrapolate or len(x) < 4:
                 raise ValueError(f"x, y: expected {text}")
             warn(f"x, y: extrapolated: the network expects {text}")
+        for name, v in (("x", x), ("y", y)):
+            if v.shape[1] > widest:
+                self._check_wide(name, v.shape[1], x.shape[1] + y.shape[1], len(x) // self._parts(len(x)))
+                break
 
-    def _subsets(self, x: Tensor, y: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    def _check_wide(self, name: str, columns: int, total: int, points: int) -> None:
+        """More columns of a side than the network was trained for; points are those of a subset."""
+        widest = self.training.columns[1]
+        text = f"{name}: expected at most {widest} columns, which the network was trained on"
+        if self.training.view != "canonical" or not self.network.config.summary:
+            raise ValueError(f"{text}, got {columns}")
+        needed = total + 1 if self.extrapolate else _POINTS_PER_COLUMN * total
+        if points < needed:
+            raise ValueError(
+                f"{text}, or {needed} points in a pass ({total} columns on both sides), got {columns} and {points}; "
+                "take CopulaMI" + ("" if self.extrapolate else " or extrapolate=True")
+            )
+        warn(
+            f"{name}: {columns} columns, the network was trained on {widest} at most: it reads the {widest} leading "
+            "canonical pairs, the others count as in CopulaMI; its quantiles may be too narrow then"
+        )
+
+    def _parts(self, n: int) -> int:
+        """Subsets that ``n`` points make."""
+        return math.ceil(n / self.training.points[1])
+
+    def _subsets(self, x: Tensor, y: Tensor, generator: torch.Generator) -> list[Pair]:
         """The sample in random parts of equal sizes that the network is used to."""
-        largest = self.training.points[1]
-        count = math.ceil(len(x) / largest)
+        count = self._parts(len(x))
         if count == 1:
             return [(x, y)]
         size = len(x) // count
@@ -263,23 +288,30 @@ class MIST(_Learned):
         return [(x[rows], y[rows]) for rows in parts[: self.max_subsets]]
 
     @torch.no_grad()
-    def _read(
-        self, views: list[tuple[Tensor, Tensor]], levels: tuple[float, ...]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Means and sorted quantiles of samples as the network takes them."""
-        network, found = self.network, []
-        device = views[0][0].device
-        network.to(device)
-        order = sorted(range(len(views)), key=lambda i: len(views[i][0]))
-        size = max(1, _NUMBERS // (len(views[order[-1]][0]) * network.config.width))
-        for start in range(0, len(order), size):
-            batch = PairBatch.of([(x.float(), y.float()) for x, y in (views[i] for i in order[start : start + size])])
-            found.append(network(batch, torch.tensor(levels, device=device).expand(len(batch.x), -1)))
-        back = torch.tensor(order).argsort()
-        means, quantiles = (
-            None if parts[0] is None else torch.cat(parts).double().cpu()[back] for parts in zip(*found, strict=True)
-        )
+    def _read(self, views: list[Pair], levels: tuple[float, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """Means and sorted quantiles of samples as the network takes them; 0 where a side says nothing."""
+        device, config = views[0][0].device, self.network.config
+        network = self.network.to(device)
+        means = torch.zeros(len(views), dtype=torch.float64) if config.mean else None
+        quantiles = torch.zeros(len(views), len(levels), dtype=torch.float64) if config.quantile else None
+        # Samples of one size need no padding.
+        order = [i for i, (x, y) in enumerate(views) if x.shape[1] and y.shape[1]]
+        order.sort(key=lambda i: (len(views[i][0]), views[i][0].shape[1] + views[i][1].shape[1]))
+        most = _CPU_NUMBERS if device.type == "cpu" else _GPU_NUMBERS
+        asked = torch.tensor(levels, device=device)
+        while order:
+            size = max(1, most // self._numbers(views[order[-1]]))
+            rows, order = order[-size:], order[:-size]
+            batch = PairBatch.of([(x.float(), y.float()) for x, y in (views[i] for i in rows)])
+            for all_of, found in zip((means, quantiles), network(batch, asked.expand(len(rows), -1)), strict=True):
+                if all_of is not None and found is not None:
+                    all_of[rows] = found.double().cpu()
         return means, None if quantiles is None else quantiles.sort(1).values
+
+    def _numbers(self, view: Pair) -> int:
+        """Numbers in the tokens of a sample."""
+        config, columns = self.network.config, view[0].shape[1] + view[1].shape[1]
+        return len(view[0]) * config.width * (columns if config.arch == "2d" else 1)
 
 
 def _point(mean: Tensor | None, quantiles: Tensor | None) -> Tensor:

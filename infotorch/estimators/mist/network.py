@@ -59,6 +59,15 @@ class PairBatch:
         ragged = any(size[0] != n for size in sizes)
         return cls(x, y, counts[:, 1:], padding if ragged else None)
 
+    def leading(self, columns: int) -> PairBatch:
+        """The first columns of both sides.
+
+        >>> PairBatch.of([(torch.ones(3, 2), torch.ones(3, 1))]).leading(1).columns.tolist()
+        [[1, 1]]
+        """
+        most = self.columns.clamp(max=columns)
+        return PairBatch(self.x[..., :columns], self.y[..., :columns], most, self.padding)
+
     @property
     def points(self) -> Tensor:
         """Points of every sample, ``(B,)``."""
@@ -251,18 +260,28 @@ class MISTNetwork(nn.Module):
         """Estimates from one pass of the encoder, however many quantiles are asked for.
 
         Args:
-            batch: Samples.
+            batch: Samples. Columns beyond ``max_columns`` of a side count as far as the summary's guess goes: that of
+                all columns, and what the heads add to it for the leading ones. Without a summary the 2d network takes
+                any number of columns.
             levels: Which quantiles, ``(B, q)`` in (0, 1).
 
         Returns:
             Means ``(B,)`` and quantiles ``(B, q)`` in nats, as they are: the mean may be negative, and quantiles may
             cross. None without the head, or without ``levels``.
+
+        Raises:
+            ValueError: More columns than ``max_columns`` for the released network without a summary.
         """
+        most, whole = self.config.max_columns, batch
+        widest = max(batch.x.shape[2], batch.y.shape[2])
+        if widest > most and self.config.summary:
+            batch = batch.leading(most)
+        elif widest > most and self.config.arch == "released":
+            raise ValueError(f"columns: expected at most max_columns = {most} a side, got {widest}")
         phi = self.phi(batch)
         guess = phi.new_zeros(len(phi))
         if self.config.summary:
-            most, information = self.config.max_columns, _pair_information(batch)
-            guess = _gaussian_guess(batch, information)
+            guess, information = _gaussian_guess(whole, _pair_information(whole)), _pair_information(batch)
             sizes = (batch.points.to(phi.dtype).log().unsqueeze(1) / 4, batch.columns.to(phi.dtype) / most)
             phi = torch.cat((phi, *sizes, nn.functional.pad(information, (0, most - information.shape[1]))), 1)
         mean = guess + self.rho(phi).squeeze(1) if self.rho is not None else None

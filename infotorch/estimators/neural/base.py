@@ -23,7 +23,9 @@ OVERFIT_NATS = 0.25
 OVERFIT_ERRORS = 3.0
 RISING_NATS = 0.02
 UNSURE_NATS = 0.5
+NOTHING_NATS = 1e-3
 SATURATED = 0.8
+SEEN_BATCHES = 16  # of training pairs, enough to tell an overfit; all pairs of a joint critic's batch are dear
 MIN_TRAIN, MIN_VALIDATION, MIN_TEST = 8, 2, 8
 
 
@@ -64,7 +66,7 @@ class NeuralEstimator(_Trained):
         interval_: Student-t interval of a jackknife over the test pairs. It covers which pairs happened to be held
             out, for the critic as trained; it covers neither the training nor the distance of a bound from the truth.
         std_error_: Standard error from the same jackknife.
-        training_value_: The value on as many training pairs.
+        training_value_: The value on as many training pairs, at most 16 batches of them.
         history_: Steps, training objective and validation criterion on the way.
         model_: The trained module; ``model_(x, y)`` are the scores of all pairs of raw x and y.
         warnings_: What may be wrong: see the method's page for all that can stand here.
@@ -163,7 +165,11 @@ class NeuralEstimator(_Trained):
                 f"{name}: categories (integer, boolean or text columns) are taken as numbers; "
                 "encode them one-hot, or use an estimator for discrete variables"
             )
-        return sample.values.double()
+        values = sample.values.double()
+        constant = (values == values[:1]).all(0).nonzero().flatten().tolist()
+        if constant:
+            warn(f"{name}: constant columns carry no information: {', '.join(map(str, constant))}")
+        return values
 
     def _fit(self, x: Tensor, y: Tensor) -> Estimate:
         self._check_options()
@@ -194,7 +200,7 @@ class NeuralEstimator(_Trained):
             batches = self._test_batches(test)
             with torch.no_grad():
                 found = evaluate(self._value, (model.all_pairs(*pairs) for pairs in batches))
-            few = min(len(test[0]), len(train[0]))
+            few = min(len(test[0]), len(train[0]), SEEN_BATCHES * len(batches[0][0]))
             seen = self._mean_value(model, (train[0][:few], train[1][:few]))
         self._warn(found, seen, history)
         self._examine(model, found, batches)
@@ -250,7 +256,7 @@ class NeuralEstimator(_Trained):
                 f"overfit: {found.value:.2f} nats on held-out pairs, {seen:.2f} on training pairs; "
                 "take more pairs, fewer steps or a smaller network"
             )
-        if found.value < -2 * found.std_error:
+        if found.value < -max(2 * found.std_error, NOTHING_NATS):
             warn(
                 f"{found.value:.2f} nats is below 0, which needs no training: the critic has not learned to generalize"
             )
