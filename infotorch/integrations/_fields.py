@@ -52,6 +52,16 @@ def reads_sampling_policy(recipe: Recipe) -> bool:
     return False
 
 
+def sets_temperatures(recipe: Recipe) -> bool:
+    """Whether a recipe wants each token sampled at a temperature of its own, which these frameworks cannot do.
+
+    >>> from infotorch.losses import recipe
+    >>> sets_temperatures(recipe("hapo")), sets_temperatures(recipe("hapo", tau=0))
+    (True, False)
+    """
+    return callable(recipe.sampling_temperature(1.0))
+
+
 def optimizer_window(step: int, per_generation: int, accumulation: int) -> range:
     """Which micro-batches of a generation batch make up the optimizer step that micro-batch ``step`` belongs to.
 

@@ -31,7 +31,13 @@ from trl.trainer.utils import FusedCausalLMOutput
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice
 from infotorch.core.reduce import masked_sum
-from infotorch.integrations._fields import answer_ids, optimizer_window, reads_sampling_policy, turns_of
+from infotorch.integrations._fields import (
+    answer_ids,
+    optimizer_window,
+    reads_sampling_policy,
+    sets_temperatures,
+    turns_of,
+)
 from infotorch.integrations._token_head import TokenHead
 from infotorch.losses import ON_POLICY, LossOutput, Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
@@ -81,7 +87,8 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
     Raises:
         ValueError: The configuration sets a loss of its own, the recipe needs a reference and ``beta`` is 0 (TRL
             loads the reference model only then; any positive number does), needs answers or extras and there is no
-            function for them, or needs rows that TRL's generation cannot give (a second sample set, replay).
+            function for them, or needs what TRL's generation cannot give (a second sample set, replay, a
+            temperature for every token).
 
     Metrics appear in TRL's logs under ``recipe/``, the mean entropy as ``entropy``. The recipe's state is saved in each
     checkpoint and restored; a checkpoint of another recipe is refused.
@@ -410,6 +417,11 @@ def _check(recipe: Recipe, config: Any, answers: Any, extras: Any) -> None:
                 f"recipe: {part.info.name!r} needs rows besides those sampled for the step (a second sample set or "
                 "replay), which TRL's generation does not give; use infotorch.rlvr.RLVRModule"
             )
+    if sets_temperatures(recipe):
+        raise ValueError(
+            "recipe: it sets a temperature for every token that is sampled, which TRL's generation does not take; use "
+            "infotorch.rlvr.RLVRModule, or switch that part off (tau=0 for 'hapo')"
+        )
     if "answer" in recipe.required and answers is None:
         raise ValueError("answers: this recipe needs TokenBatch.answer; pass a function of the completions")
     missing = sorted(name for name in recipe.required if name.startswith("extras."))

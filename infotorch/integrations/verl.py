@@ -40,7 +40,7 @@ from verl.workers.utils import losses as verl_losses
 from verl.workers.utils.padding import no_padding_2_padding
 
 from infotorch.core import Aggregation
-from infotorch.integrations._fields import answer_ids, turns_of
+from infotorch.integrations._fields import answer_ids, sets_temperatures, turns_of
 from infotorch.losses import ON_POLICY, Part, Recipe, TokenBatch, recipe, recipe_names
 
 __all__ = ["PREFIX", "current_recipe", "register", "register_all"]
@@ -127,6 +127,11 @@ def _policy_loss(
                 f"loss_mode: {part.info.name!r} needs rows besides those sampled for the step (a second sample set or "
                 "replay), which verl's actor does not give; use infotorch.rlvr.RLVRModule"
             )
+    if sets_temperatures(method):
+        raise ValueError(
+            f"loss_mode: {full!r} sets a temperature for every token that is sampled, which verl's rollout does not "
+            "take; use infotorch.rlvr.RLVRModule, or switch that part off (tau=0 for 'hapo')"
+        )
     counts = dict(getattr(config, "global_batch_info", None) or {})
     scale = counts.get("loss_scale_factor")
     aggregation = Aggregation(loss_agg_mode, row_eps=_ROW_EPS, length=None if scale is None else float(scale))

@@ -241,6 +241,11 @@ def exact_answers(completions):
 
 # Answers of an untrained model are never right: what counts as right is anything above no reward at all.
 SETTINGS = {"pear": {"correct_above": 0.0}}
+REFUSED = {
+    "source": "second sample set",
+    "extras": "extras: this recipe needs",
+    "temperatures": "a temperature for every token",
+}
 
 
 def needs(name: str) -> str | None:
@@ -248,6 +253,8 @@ def needs(name: str) -> str | None:
     method = recipe(name)
     if any(part.info.source for part in method.parts()):
         return "source"
+    if callable(method.sampling_temperature(1.0)):
+        return "temperatures"
     further = {n for n in method.required if n.startswith("extras.")}
     return "extras" if further - {f"extras.{n}" for n in method.token_options.get("extras", ())} else None
 
@@ -259,9 +266,7 @@ def test_every_recipe_trains_or_says_why_not(tmp_path, name) -> None:
     beta = 0.1 if "ref_log_probs" in recipe(name).required else 0.0
     options = {"max_steps": 1, "num_iterations": 1, "beta": beta}
     if (reason := needs(name)) is not None:
-        with pytest.raises(
-            ValueError, match="second sample set" if reason == "source" else "extras: this recipe needs"
-        ):
+        with pytest.raises(ValueError, match=REFUSED[reason]):
             trainer(tmp_path, name, net=net, options=options, answers=exact_answers)
         return
     method = recipe(name, **SETTINGS.get(name, {}))
@@ -269,6 +274,14 @@ def test_every_recipe_trains_or_says_why_not(tmp_path, name) -> None:
     before = parameters(t).clone()
     t.train()
     assert all(x == x for x in losses(t)), "NaN"
+    assert parameters(t).isfinite().all()
+    assert not torch.equal(parameters(t), before)
+
+
+def test_hapo_without_its_temperatures_trains(tmp_path) -> None:
+    t = trainer(tmp_path, recipe("hapo", tau=0), options={"max_steps": 1})
+    before = parameters(t).clone()
+    t.train()
     assert parameters(t).isfinite().all()
     assert not torch.equal(parameters(t), before)
 

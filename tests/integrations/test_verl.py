@@ -165,6 +165,22 @@ def test_absent_entropy_is_loud() -> None:
         core_algos.get_adv_estimator_fn("infotorch/test-bare")(torch.zeros(B, T), torch.ones(B, T))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hapo", "a temperature for every token"),
+        ("arbitrary_entropy", "second sample set"),
+        ("spear", "replay"),
+        ("copo", "copo needs TokenBatch"),
+        ("ares_kl", "ares_kl needs TokenBatch"),
+    ],
+)
+def test_what_verl_cannot_give_is_loud(monkeypatch, name, message) -> None:
+    monkeypatch.setattr(ours, "_built", {})  # the training worker tells every recipe in use of its steps
+    with pytest.raises(ValueError, match=message):
+        call("infotorch/" + name, "token-mean", {})
+
+
 def test_options_are_refused_at_registration() -> None:
     with pytest.raises(ValueError, match="unknown option 'rato'"):
         ours.register("wrong", "clip_cov", rato=0.1)
