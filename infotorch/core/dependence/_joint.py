@@ -16,17 +16,20 @@ from torch import Tensor
 from infotorch.core._autograd import first_order
 from infotorch.core.dependence import _line
 from infotorch.core.dependence._tiles import Points, add_product, tiles
-from infotorch.core.dependence._variables import Variable
+from infotorch.core.dependence._variables import Variable, pair_means
+from infotorch.core.dependence.distance import u_statistic, v_statistic
 
 
 def joint_mean(variables: Sequence[Variable], constants: Sequence[float], weights: Tensor, *, unbiased: bool) -> Tensor:
     r"""Mean of :math:`\prod_m (c_m - A^m_{ij}) - \prod_m c_m` over pairs, ``A`` double- or U-centered distances."""
+    if len(variables) == 2:  # whatever the constants
+        means = pair_means(*variables, weights)
+        return u_statistic(means) if unbiased else v_statistic(means, weights)
     points = [m for m, v in enumerate(variables) if v.cell is None]
-    if not points or (len(points) == 1 and variables[points[0]].line is not None):
-        cells = _JointCells.of([v for v in variables if v.cell is not None])
+    if len(points) <= 2 and all(variables[m].line is not None for m in points):
+        cells = _JointCells.of([v for v in variables if v.cell is not None], pairs=len(points) == 2)
         if cells is not None:
-            line = points[0] if points else None
-            return cells.mean(variables, constants, line, weights, unbiased=unbiased)
+            return cells.mean(variables, constants, points, weights, unbiased=unbiased)
     return _JointMean.apply(  # pyright: ignore[reportReturnType]
         variables, tuple(constants), weights, unbiased, *(v.leaf for v in variables)
     )
@@ -48,39 +51,53 @@ class _JointCells:
     kinds: Tensor
 
     @classmethod
-    def of(cls, categories: Sequence[Variable]) -> _JointCells | None:
-        """None where there are no categories, or tiles are as quick."""
+    def of(cls, categories: Sequence[Variable], *, pairs: bool) -> _JointCells | None:
+        """None where there are no categories, or tiles are as quick; ``pairs``: two variables are on a line."""
         cells = [v.cell for v in categories if v.cell is not None]
         if not cells:
             return None
         kinds, cell = torch.unique(torch.stack(cells, 1), dim=0, return_inverse=True)
-        return cls(cell, kinds) if len(kinds) <= min(MAX_CELLS, len(cell) // 8) else None
+        return cls(cell, kinds) if len(kinds) <= min(MAX_CELLS, len(cell) // (64 if pairs else 8)) else None
 
     def mean(
-        self, variables: Sequence[Variable], constants: Sequence[float], line: int | None, w: Tensor, *, unbiased: bool
+        self, variables: Sequence[Variable], constants: Sequence[float], lines: list[int], w: Tensor, *, unbiased: bool
     ) -> Tensor:
-        """As :func:`joint_mean` in ``O(n log n + n G)``: every factor but that of ``line`` is a table over cells."""
+        """As :func:`joint_mean`: every factor but those of ``lines``, two at most, is a table over cells.
+
+        ``O(n log n + n G)`` for one line, ``O(G n log n)`` for two.
+        """
         n = len(w)
-        table, rest, kinds = w.new_ones(len(self.kinds), len(self.kinds)), 1.0, iter(self.kinds.T)
+        table, kinds = w.new_ones(len(self.kinds), len(self.kinds)), iter(self.kinds.T)
         for m, (variable, constant) in enumerate(zip(variables, constants, strict=True)):
-            if m == line:
+            if m in lines:
                 continue
             kind, masses = next(kinds), variable.masses(w)
             apart = kind.unsqueeze(1) != kind if variable.between is None else variable.between[kind][:, kind]
             shift = _shift(variable.across(masses), masses, n, unbiased)[kind]
             table *= constant - apart.to(w) + shift.unsqueeze(1) + shift
-            rest *= constant
-        sums = table @ w.new_zeros(len(table)).index_add_(0, self.cell, w)
+        sums = (table @ self._sums(w))[self.cell]
+        own = table.diagonal()[self.cell]
+        # On a line c - A is p_i + p_j - a_ij.
+        ends = [constants[m] / 2 + _shift(variables[m].means(w), w, n, unbiased) for m in lines]
+        points = [line for m in lines if (line := variables[m].line) is not None]
+        if len(lines) == 2:
+            (p, q), (x, y) = ends, points
+            product, of_x, of_y = _line.cell_pair_means(x, y, self.cell, table, w)
+            crossed = (table @ self._sums(w * q))[self.cell]
+            mean = 2 * w @ (p * q * sums + p * crossed - p * of_y - q * of_x) + product
+            diagonal = 4 * p * q * own
+        elif lines:
+            mean = 2 * w @ (ends[0] * sums) - _line.cell_product(points[0], self.cell, table, w)
+            diagonal = 2 * ends[0] * own
+        else:
+            mean, diagonal = w @ sums, own
+        total = math.prod(constants)
         if unbiased:  # a U-centered matrix has an empty diagonal
-            sums = sums - table.diagonal() / n
-        sums = sums[self.cell]
-        mean = w @ sums + (rest / n if unbiased else 0.0)
-        if line is not None:
-            x = variables[line].line
-            assert x is not None
-            shift = _shift(variables[line].means(w), w, n, unbiased)
-            mean = constants[line] * mean - _line.cell_product(x, self.cell, table, w) + 2 * w @ (shift * sums)
-        return (n / (n - 3) if unbiased else 1.0) * (mean - math.prod(constants))
+            mean = mean - w @ diagonal / n + total / n
+        return (n / (n - 3) if unbiased else 1.0) * (mean - total)
+
+    def _sums(self, values: Tensor) -> Tensor:
+        return values.new_zeros(len(self.kinds)).index_add(0, self.cell, values)
 
 
 def _shift(means: Tensor, weights: Tensor, n: int, unbiased: bool) -> Tensor:
