@@ -15,9 +15,10 @@ _ROWS = 2048  # entries per part of a table from which adding its rows one by on
 def dominance(rank: Tensor, masses: Tensor) -> Tensor:
     """Sum, for every entry, the masses of the entries before it that have a lower rank.
 
-    Ranks are divided into ranges, those into smaller ones, and so on. Of the entries of a range, in their order, those of
-    lower parts count: by a table where they lie in an earlier block of entries, by comparisons in the same block. What is
-    left, pairs within the smallest parts, is compared as well. A few wide levels in place of many halvings.
+    Ranks are divided into ranges, those into smaller ones, and so on. Of the entries of a range, in their order, those
+    of lower parts count: by a table where they lie in an earlier block of entries, by comparisons in the same block.
+    What is left, pairs within the smallest parts, is compared as well. So there are a few wide levels in place of
+    many halvings.
 
     Args:
         rank: Shape ``(..., n)``, a permutation of ``0 .. n - 1`` in every row.
@@ -39,8 +40,10 @@ def dominance(rank: Tensor, masses: Tensor) -> Tensor:
         rank = torch.nn.functional.pad(rank, (0, size - n))
         rank[..., n:] = torch.arange(n, size, device=rank.device)
         masses = torch.nn.functional.pad(masses, (0, size - n))
-    rank, masses = rank.reshape(-1, size), masses.reshape(len(masses), -1)
-    rank = (rank + torch.arange(0, rank.numel(), size, device=rank.device).unsqueeze(1)).flatten()
+    masses, rank = masses.reshape(len(masses), -1), rank.reshape(-1, size)
+    if len(rank) > 1:  # rows follow each other
+        rank = rank + torch.arange(0, rank.numel(), size, device=rank.device).unsqueeze(1)
+    rank = rank.flatten()
     entries = torch.arange(rank.numel(), device=rank.device, dtype=torch.int32)
     entries = torch.empty_like(entries).scatter_(0, rank, entries)  # in the order of ranks
     rank = rank.to(torch.int32)
@@ -50,9 +53,10 @@ def dominance(rank: Tensor, masses: Tensor) -> Tensor:
         if level == 0:
             found += _of_lower_parts(rank, masses, width, part, fan)
             continue
-        order = entries.view(-1, width).sort(-1).values.flatten()
+        # Range by range, each in the order of the entries: torch sorts few small numbers many times faster.
+        ranges = rank // width
+        order = ranges.to(torch.int16 if len(rank) < width << 15 else torch.int32).sort(stable=True).indices
         here = _of_lower_parts(rank.index_select(0, order), _take(masses, order), width, part, fan)
-        order = order.long()
         for row, values in zip(found, here, strict=True):
             row.scatter_add_(0, order, values)
     return found.view(*shape[:-1], size)[..., :n]
@@ -67,10 +71,8 @@ def _plan(n: int) -> tuple[int, int, int]:
     while (part := (n / _SPREAD**depth) ** (1 / (depth + 1))) > _MOST:
         depth += 1
     part = max(_LEAST, 8 * round(part / 8))  # whole vectors of doubles
-    fan = 1
-    while part * fan**depth < n:
-        fan += 1
-    return part, fan, depth
+    fan = max(1, int((n / part) ** (1 / depth)))
+    return part, fan + (part * fan**depth < n), depth
 
 
 def _take(masses: Tensor, index: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infotorch.core._autograd import first_order
 from infotorch.core.dependence import _line
-from infotorch.core.dependence._tiles import Points, add_product, tiles
+from infotorch.core.dependence._tiles import Buffers, Points, add_product, tiles
 from infotorch.core.dependence._variables import Variable, pair_means
 from infotorch.core.dependence.distance import u_statistic, v_statistic
 
@@ -23,7 +23,8 @@ from infotorch.core.dependence.distance import u_statistic, v_statistic
 def joint_mean(variables: Sequence[Variable], constants: Sequence[float], weights: Tensor, *, unbiased: bool) -> Tensor:
     r"""Mean of :math:`\prod_m (c_m - A^m_{ij}) - \prod_m c_m` over pairs, ``A`` double- or U-centered distances."""
     if len(variables) == 2:  # whatever the constants
-        means = pair_means(*variables, weights)
+        first, second = variables
+        means = pair_means(first, second, weights)
         return u_statistic(means) if unbiased else v_statistic(means, weights)
     points = [m for m, v in enumerate(variables) if v.cell is None]
     if len(points) <= 2 and all(variables[m].line is not None for m in points):
@@ -120,34 +121,41 @@ class _JointMean(torch.autograd.Function):
         ctx.product = product = _Product(variables, constants, w, unbiased)
         ctx.wanted = [m for m, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         ctx.scale = n / (n - 3) if unbiased else 1.0
-        ctx.shapes = [leaf.shape for leaf in leaves]
-        mean, others = torch.zeros_like(w), {m: torch.zeros_like(w) for m in ctx.wanted}
+        del leaves
+        mean, others = w.new_zeros(()), {m: torch.zeros_like(w) for m in ctx.wanted}
+        buffers = Buffers(len(variables) + 1, n, w.device)
         for rows, columns in tiles(n, w.device):
-            factors = product.factors(rows, columns)
+            *rooms, spare = buffers.of(rows, columns)
+            factors = product.factors(rows, columns, rooms)
             for m in ctx.wanted:
-                add_product(others[m], product.without(factors, m, rows, columns), rows, columns, w)
-            add_product(mean, math.prod(factors[1:], start=factors[0]), rows, columns, w)
+                add_product(others[m], product.without(factors, m, rows, columns, spare), rows, columns, w)
+            for factor in factors[1:]:
+                factors[0] *= factor
+            mean += (1 + (rows != columns)) * (w[rows] @ (factors[0] @ w[columns]))
         ctx.others = others
         ctx.save_for_backward(w)
-        return ctx.scale * (mean @ w - math.prod(constants))
+        return ctx.scale * (mean - math.prod(constants))
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (w,) = ctx.saved_tensors
         product: _Product = ctx.product
-        found = {m: w.new_zeros(ctx.shapes[m]) for m in ctx.wanted}
+        found = {m: torch.zeros_like(product.points(m).transposed) for m in ctx.wanted}
         twice = -2 * ctx.scale * grad * w
+        buffers = Buffers(len(product.sides) + 2, len(w), w.device)
         for rows, columns in tiles(len(w), w.device):
-            factors = product.factors(rows, columns)
+            *rooms, spare, room = buffers.of(rows, columns)
+            factors = product.factors(rows, columns, rooms)
             for m, total in found.items():
                 # Centering is its own adjoint: the gradient of the distances is the centered gradient.
-                upstream = product.center(product.without(factors, m, rows, columns), ctx.others[m], rows, columns)
+                upstream = product.without(factors, m, rows, columns, spare)
+                shift = _shift(ctx.others[m], w, len(w), product.unbiased)
+                upstream.sub_(shift[rows].unsqueeze(1)).sub_(shift[columns])
                 upstream.mul_(twice[rows].unsqueeze(1)).mul_(w[columns])
-                side = product.sides[m]
-                assert isinstance(side, Points)
-                side.pull(total, rows, columns, upstream)
-        return None, None, None, None, *(found.get(m) for m in range(len(ctx.shapes)))
+                product.points(m).pull(total, rows, columns, upstream, room)
+        grads = {m: product.points(m).gradient(total) for m, total in found.items()}
+        return None, None, None, None, *(grads.get(m) for m in range(len(product.sides)))
 
 
 class _Product:
@@ -156,31 +164,38 @@ class _Product:
     def __init__(
         self, variables: Sequence[Variable], constants: tuple[float, ...], weights: Tensor, unbiased: bool
     ) -> None:
-        self.constants, self.weights, self.unbiased = constants, weights, unbiased
+        self.constants, self.unbiased = constants, unbiased
         self.sides = [v.side for v in variables]
+        # c - A is p_i + p_j - a_ij.
         with torch.no_grad():
-            self.means = [v.means(weights) for v in variables]
+            self.ends = [
+                c / 2 + _shift(v.means(weights), weights, len(weights), unbiased)
+                for v, c in zip(variables, constants, strict=True)
+            ]
 
-    def center(self, tile: Tensor, means: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Center a tile in place; ``means`` are the weighted means of the rows of its matrix."""
-        shifted = _shift(means, self.weights, len(self.weights), self.unbiased)
-        return tile.sub_(shifted[rows].unsqueeze(1)).sub_(shifted[columns])
+    def points(self, m: int) -> Points:
+        """The variable m, which has a gradient."""
+        side = self.sides[m]
+        assert isinstance(side, Points)
+        return side
 
-    def factors(self, rows: slice, columns: slice) -> list[Tensor]:
+    def factors(self, rows: slice, columns: slice, rooms: Sequence[Tensor]) -> list[Tensor]:
+        """All factors of a tile, in the given memory."""
         found = []
-        for side, means, constant in zip(self.sides, self.means, self.constants, strict=True):
-            factor = self.center(side.tile(rows, columns), means, rows, columns).neg_().add_(constant)
+        for side, ends, constant, room in zip(self.sides, self.ends, self.constants, rooms, strict=True):
+            tile = side.tile(rows, columns, room)
+            factor = torch.sub(ends[columns], tile, out=tile).add_(ends[rows].unsqueeze(1))
             if self.unbiased and rows == columns:
                 factor.fill_diagonal_(constant)  # a U-centered matrix has an empty diagonal
             found.append(factor)
         return found
 
-    def without(self, factors: list[Tensor], m: int, rows: slice, columns: slice) -> Tensor:
-        """Product of all factors but one, as a new tensor."""
+    def without(self, factors: list[Tensor], m: int, rows: slice, columns: slice, out: Tensor) -> Tensor:
+        """Product of all factors but one, in ``out``."""
         rest = factors[:m] + factors[m + 1 :]
-        product = rest[0].clone() if rest else torch.ones_like(factors[m])
+        out.copy_(rest[0])
         for factor in rest[1:]:
-            product *= factor
+            out *= factor
         if self.unbiased and rows == columns:
-            product.fill_diagonal_(0.0)
-        return product
+            out.fill_diagonal_(0.0)
+        return out

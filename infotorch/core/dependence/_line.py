@@ -12,6 +12,7 @@ a tied pair has sign 0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +63,14 @@ class Order:
 
 
 def along(x: Tensor, index: Tensor) -> Tensor:
-    """``x`` at ``index`` along the last dimension, leading dimensions broadcast to those of ``x``."""
-    if index.ndim == 1:  # much quicker than gather on a CPU
-        return x.index_select(-1, index)
+    """``x`` at ``index`` along the last dimension, both ``[..., n]``; leading dimensions are broadcast."""
+    if x.ndim == index.ndim == 1:
+        return x.index_select(0, index)
+    n = x.shape[-1]
     shape = torch.broadcast_shapes(x.shape[:-1], index.shape[:-1])
-    return x.expand(*shape, x.shape[-1]).gather(-1, index.expand(*shape, index.shape[-1]))
+    start = torch.arange(0, math.prod(shape) * n, n, device=x.device).view(*shape, 1)
+    # On a CPU gather takes many times as long.
+    return x.expand(*shape, n).flatten().index_select(0, (start + index).flatten()).view(*shape, -1)
 
 
 def order_of(x: Tensor, ties: Tensor | None = None) -> Order:
@@ -100,7 +104,9 @@ def _integers(x: Tensor) -> Tensor:
 
 def before(x: Tensor) -> Tensor:
     """``[..., n + 1]``: sums of the first 0, 1, ..., n entries."""
-    return torch.nn.functional.pad(x.cumsum(-1), (1, 0))
+    found = x.new_zeros(*x.shape[:-1], x.shape[-1] + 1)
+    torch.cumsum(x, -1, out=found[..., 1:])
+    return found
 
 
 def centered(x: Tensor) -> Tensor:
@@ -111,10 +117,22 @@ def centered(x: Tensor) -> Tensor:
 
 def distance_means(x: Tensor, weights: Tensor) -> Tensor:
     r"""Weighted distances to all points, :math:`\sum_j w_j |x_i - x_j|`, shape and gradient of ``x [..., n]``."""
-    order = order_of(x)
-    x = centered(x)
-    weights, scale = _counts(weights)
-    return scale * (x * order.signs(weights) - order.signs(weights * x))
+    return _DistanceMeans.apply(x, weights)  # pyright: ignore[reportReturnType]
+
+
+class _DistanceMeans(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.order = order = order_of(x)
+        ctx.save_for_backward(w)
+        x, (counts, scale) = centered(x), _counts(w)
+        return scale * (x * order.signs(counts) - order.signs(counts * x))
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (w,) = ctx.saved_tensors
+        return g * ctx.order.signs(w) + w * ctx.order.signs(g), None
 
 
 def _counts(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,47 +169,53 @@ class _Plane:
         position = torch.arange(y.shape[-1], device=y.device).expand(y.shape)
         return cls(x, y, by_x, by_y, by_y.restore(position))
 
-    def means(self, mass: Tensor) -> tuple[Tensor, Tensor]:
-        """``sum_j m_j |x_i - x_j|`` and ``sum_j m_j |y_i - y_j|`` for masses ``[..., n]``."""
-        of_x = self.x * self.by_x.difference(before(mass)) - self.by_x.difference(before(mass * self.x))
-        mass, y = along(mass, self.by_y.index), along(self.y, self.by_y.index)
-        of_y = y * self.by_y.difference(before(mass)) - self.by_y.difference(before(mass * y))
-        return of_x, self.by_y.restore(of_y)
-
-    def signed(
-        self, mass: Tensor, means: tuple[Tensor, Tensor], *, of_x: bool = True, of_y: bool = False
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """``sum_j m_j sign(x_i - x_j) |y_i - y_j|``, and the same with x and y exchanged.
+    def sums(
+        self, mass: Tensor, *, of_x: bool, of_y: bool
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+        """Sums over all pairs for masses ``[..., n]``, in the order of x.
 
         Args:
-            mass: Shape ``(k, ..., n)``.
-            means: What :meth:`means` gives.
-            of_x: Whether the first is wanted.
+            mass: Shape ``(..., n)``, of all variables or of more leading dimensions.
+            of_x: Whether the first product is wanted.
             of_y: Whether the second is.
+
+        Returns:
+            ``sum_j m_j |x_i - x_j|`` and ``sum_j m_j |y_i - y_j|``; then ``sum_j m_j sign(x_i - x_j) |y_i - y_j|`` and
+            the same with x and y exchanged.
         """
-        x_moment, y_moment = mass * self.x, mass * self.y
-        wanted = [mass] + [y_moment] * of_x + [x_moment] * of_y
-        common, *moments = dominance(self.rank, torch.cat(wanted)).split(len(mass))
+        by_x, by_y = self.by_x, self.by_y
+        rows = torch.stack([mass, mass * self.x] + [mass * self.y] * of_x)
+        wanted = rows if of_x and of_y else rows[:2] if of_y else rows[::2]
+        common, *moments = dominance(self.rank, wanted.reshape(-1, *self.rank.shape)).view_as(wanted)
+        total = before(rows)
+        x_signs, x_moments = by_x.difference(total[:2])
+        x_mean = self.x * x_signs - x_moments
+        # The same in the order of y, which goes back to that of x.
+        y, y_mass = along(self.y, by_y.index), along(mass, by_y.index)
+        y_total = before(torch.stack((y_mass, y_mass * y)))
+        y_signs, y_moments = by_y.difference(y_total)
+        y_mean = by_y.restore(y * y_signs - y_moments)
         first = second = None
         # Of all points before, those with a lower y count y_i - y_j, the others y_j - y_i; those after are the rest.
         if of_x:
-            m, mm = before(mass), before(y_moment)
-            ahead = self.y * (2 * common - m[..., :-1]) - 2 * moments[0] + mm[..., :-1]
-            first = 2 * ahead - means[1] + _tied(self.y, m, mm, self.by_x)
+            ahead = self.y * (2 * common - total[0, ..., :-1]) - 2 * moments[-1] + total[2, ..., :-1]
+            first = 2 * ahead - y_mean + _tied(self.y, total[0], total[2], by_x)
         if of_y:
-            index = self.by_y.index
-            m, mm, x = before(along(mass, index)), before(along(x_moment, index)), along(self.x, index)
-            rest = 2 * (mm[..., :-1] - x * m[..., :-1]) + _tied(x, m, mm, self.by_y)
-            second = 4 * (self.x * common - moments[-1]) - means[0] + self.by_y.restore(rest)
-        return first, second
+            x = along(self.x, by_y.index)
+            crossed = before(y_mass * x)
+            rest = 2 * (crossed[..., :-1] - x * y_total[0, ..., :-1]) + _tied(x, y_total[0], crossed, by_y)
+            second = 4 * (self.x * common - moments[0]) - x_mean + by_y.restore(rest)
+        return (x_mean, y_mean), (first, second)
 
 
-def _tied(z: Tensor, mass: Tensor, moment: Tensor, order: Order) -> Tensor | float:
-    """Take off the points tied with each: counted as +1 before and -1 after, they make a sum over the group."""
+def _tied(other: Tensor, mass: Tensor, moment: Tensor, order: Order) -> Tensor | float:
+    """Take off the points tied with each: counted as +1 before and -1 after, they make a sum over the group.
+
+    ``mass`` and ``moment`` are running sums of masses and of masses times the other variable.
+    """
     if order.low is None:
         return 0.0
-    mass, moment = (order.reached(total) - order.below(total) for total in (mass, moment))
-    return moment - z * mass
+    return order.reached(moment) - order.below(moment) - other * (order.reached(mass) - order.below(mass))
 
 
 def pair_means(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,17 +239,16 @@ class _PairMeans(torch.autograd.Function):
         by_x = plane.by_x
         counts, scale = _counts(w)
         counts = along(counts, by_x.index)
-        means = plane.means(counts)
         of_y = ctx.needs_input_grad[1]
         of_x = ctx.needs_input_grad[0] or not of_y  # the value needs one of the two
-        signed = plane.signed(counts.unsqueeze(0), means, of_x=of_x, of_y=of_y)
+        means, signed = plane.sums(counts, of_x=of_x, of_y=of_y)
         twice = 2 * scale**2 * counts
-        slopes = [None if found is None else twice * found[0] for found in signed]
+        slopes = [None if found is None else twice * found for found in signed]
         product = next((s * z).sum(-1) for s, z in zip(slopes, (plane.x, plane.y), strict=True) if s is not None)
         if any(ctx.needs_input_grad):
             ctx.orders = by_x, Order(along(by_x.index, plane.by_y.index), plane.by_y.low, plane.by_y.high)
             ctx.save_for_backward(w, *(None if s is None else by_x.restore(s) for s in slopes))
-        return product, *(by_x.restore(scale * m) for m in means)
+        return product, by_x.restore(scale * means[0]), by_x.restore(scale * means[1])
 
     @staticmethod
     @first_order
@@ -312,11 +335,9 @@ class _CellPairMeans(torch.autograd.Function):
             # Sums over the points of each of a few cells, for all points.
             cells = torch.arange(start, min(start + _CELLS, len(table)), device=cell.device)
             masses = mass * (here == cells.unsqueeze(1))
-            part = plane.means(masses)
+            part, signed = plane.sums(masses, of_x=of_x, of_y=of_y)
             shares = table.index_select(0, cells).index_select(1, here)
-            for total, found in zip(
-                (*means, *slopes), (*part, *plane.signed(masses, part, of_x=of_x, of_y=of_y)), strict=True
-            ):
+            for total, found in zip((*means, *slopes), (*part, *signed), strict=True):
                 if found is not None:
                     total += (shares * found).sum(0)
         slopes = [2 * mass * slope for slope in slopes]

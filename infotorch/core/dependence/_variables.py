@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,7 +132,7 @@ def as_variable(name: str, x: object, exponent: float = 1.0) -> Variable:
                 f"(write {name}.double() if these are numbers)"
             )
         return Variable(cell=torch.unique(x, return_inverse=True)[1], exponent=exponent)
-    if not bool(x.isfinite().all()):
+    if not all(math.isfinite(float(end)) for end in torch.aminmax(x.detach())):  # a NaN is either
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return Variable(points=(x.unsqueeze(1) if x.ndim == 1 else x).double(), exponent=exponent)
 
