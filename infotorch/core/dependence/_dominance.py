@@ -94,7 +94,7 @@ def _of_lower_parts(rank: Tensor, masses: Tensor, width: int, part: int, fan: in
     cell = corner + (blocks + 2)
     length = (len(child) // blocks) * (fan + 1) * (blocks + 1)
     for row, mass in zip(found, masses, strict=True):
-        table = torch.bincount(cell, weights=mass, minlength=length).view(-1, fan + 1, blocks + 1).cumsum_(-1)
+        table = mass.new_zeros(length).scatter_add_(0, cell, mass).view(-1, fan + 1, blocks + 1).cumsum_(-1)
         row += _summed_over_parts(table).flatten().index_select(0, corner)
     return found
 

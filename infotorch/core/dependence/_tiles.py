@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infotorch.core._autograd import first_order
 
-_CPU_SIDE, _GPU_SIDE = 256, 4096  # a tile of doubles should stay in a CPU's second-level cache
+_CPU_SIDE, _GPU_SIDE = 384, 4096  # a tile of doubles should stay in a CPU's second-level cache
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
