@@ -17,8 +17,8 @@ Attributes are tensors: floats are numbers (standardize them), integers and bool
 With a prediction on a line the dCov penalty takes ``O(n log n)`` time for attributes on a line or categories. The two
 others take ``O(n log n + n G)`` where all attributes are categories with G cells that occur. With one number among
 them JdCov takes ``O(G n log n)``; CCdCov, and JdCov with more numbers, visit all pairs, ``O(n^2)`` in tiles: about a
-second per 10,000 rows on a CPU core, milliseconds for a mini-batch of 1,000, whose unbiased statistic has the whole set's
-expectation. Memory is ``O(n)`` always.
+second per 10,000 rows on a CPU core, milliseconds for a mini-batch of 1,000 (take the unbiased statistic there). Memory
+is ``O(n)`` always.
 
 References:
     - Lee, Antonio, Avanzi, Marchi and Zhou, "Machine learning with multitype protected attributes: intersectional

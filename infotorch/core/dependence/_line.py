@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._autograd import first_order
+from infotorch.core._sort import argsort
 from infotorch.core.dependence._dominance import dominance
 
 _CELLS = 4  # cells whose masses are summed at once
@@ -74,7 +75,12 @@ def along(x: Tensor, index: Tensor) -> Tensor:
 
 
 def order_of(x: Tensor, ties: Tensor | None = None) -> Order:
-    """Sort ``x [..., n]``; tied points keep the order that ``ties`` (a permutation) puts them in."""
+    """Sort ``x [..., n]``; tied points keep their order, or that which ``ties`` (a permutation) puts them in."""
+    if ties is None:
+        index = argsort(x)
+        values = along(x.detach(), index)
+        if bool((values[..., 1:] != values[..., :-1]).all()):
+            return Order(index)
     return _order_of_keys(_integers(x), ties)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from infotorch.core._autograd import first_order
 from infotorch.core._checks import check_range, check_tensor
 from infotorch.core._kernels import check_finite
+from infotorch.core._sort import argsort
 
 _CHUNK = 1 << 20  # projected points at a time
 
@@ -219,7 +220,7 @@ def _quantile_cost(u: Tensor, v: Tensor, a: Tensor | None, b: Tensor | None, p: 
     u, u_mass = _sorted(u, a)
     v, v_mass = _sorted(v, b)
     both = torch.cat((u_mass, v_mass), -1)
-    order = _argsort(both)
+    order = argsort(both)
     grid = both.gather(-1, order)
     width = torch.diff(grid, prepend=torch.zeros_like(grid[..., :1])).to(u.dtype)
     # The quantile functions at a grid point stand at the first value whose mass is not below it: as many values
@@ -236,16 +237,9 @@ def _sorted(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if weights is None and not x.requires_grad and x.device.type == "cpu":
         found = torch.from_numpy(np.sort(x.numpy(), axis=-1))
         return found, found
-    index = _argsort(x)
+    index = argsort(x)
     mass = x if weights is None else weights.double().expand(x.shape).gather(-1, index).cumsum(-1)
     return x.gather(-1, index), mass
-
-
-def _argsort(x: Tensor) -> Tensor:
-    """Ascending order along the last dimension; numpy's sorting is vectorized on a CPU where torch's is not."""
-    if x.device.type == "cpu":
-        return torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1))
-    return x.detach().argsort(-1)
 
 
 def _power(x: Tensor, p: float) -> Tensor:
