@@ -66,7 +66,7 @@ def wasserstein_1d(
             f"u, v: expected shapes (n,) and (m,), or (n, k) and (m, k), got {tuple(u.shape)}, {tuple(v.shape)}"
         )
     check_range("p", p, 1.0, math.inf, high_open=True)
-    a, b = _weights(u_weights, v_weights, len(u), len(v))
+    a, b = _weights("u_weights", u_weights, len(u), "v_weights", v_weights, len(v))
     dtype = torch.promote_types(u.dtype, v.dtype)
     cost = _quantile_cost(u.movedim(0, -1).to(dtype), v.movedim(0, -1).to(dtype), a, b, p)
     return cost if power else _root(cost, p)
@@ -269,23 +269,25 @@ def _samples(name: str, x: object) -> Tensor:
     return check_finite(name, x if x.dtype in (torch.float32, torch.float64) else x.float())
 
 
-def _weights(a: Tensor | None, b: Tensor | None, n: int, m: int) -> tuple[Tensor | None, Tensor | None]:
+def _weights(
+    first: str, a: Tensor | None, n: int, second: str, b: Tensor | None, m: int
+) -> tuple[Tensor | None, Tensor | None]:
     """Both weights, or None for both where all points of a sample weigh the same."""
     if a is None and b is None:
         return None, None
     given = a if a is not None else b
     assert given is not None
     filled = []
-    for name, weights, size in (("first", a, n), ("second", b, m)):
+    for name, weights, size in ((first, a, n), (second, b, m)):
         weights = torch.full((size,), 1 / size, dtype=given.dtype, device=given.device) if weights is None else weights
-        if tuple(weights.shape) != (size,) or bool((weights < 0).any()):
-            raise ValueError(
-                f"weights of the {name} sample: expected ({size},) non-negative numbers, got {tuple(weights.shape)}"
-            )
+        if tuple(weights.shape) != (size,):
+            raise ValueError(f"{name}: expected shape ({size},), got {tuple(weights.shape)}")
+        if not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise ValueError(f"{name}: expected finite non-negative numbers, got a negative or non-finite one")
         filled.append(weights)
     sums = [float(weights.detach().double().sum()) for weights in filled]
     if not math.isclose(*sums, rel_tol=1e-4) or sums[0] <= 0:
-        raise ValueError(f"weights: expected equal positive sums, got {sums[0]:g} and {sums[1]:g}")
+        raise ValueError(f"{first}, {second}: expected equal positive sums, got {sums[0]:g} and {sums[1]:g}")
     return filled[0], filled[1]
 
 
@@ -309,4 +311,4 @@ def _prepare(
         theta = projections.detach().to(x.device, dtype)
     else:
         theta = random_directions(dim, projections, generator=generator, dtype=dtype, device=x.device)
-    return x.to(dtype), y.to(dtype), theta, *_weights(a, b, len(x), len(y))
+    return x.to(dtype), y.to(dtype), theta, *_weights("x_weights", a, len(x), "y_weights", b, len(y))
