@@ -22,7 +22,7 @@ def dominance(rank: Tensor, masses: Tensor) -> Tensor:
 
     Args:
         rank: Shape ``(..., n)``, a permutation of ``0 .. n - 1`` in every row.
-        masses: Shape ``(k, ..., n)``.
+        masses: Shape ``(k, ..., n)``, float64.
 
     Returns:
         Shape ``(k, ..., n)``, in the order of the entries.
@@ -30,8 +30,8 @@ def dominance(rank: Tensor, masses: Tensor) -> Tensor:
     References: X. Huo and G. J. Székely, 2016, arXiv:1410.1503 (the statistic in ``O(n log n)``);
     A. Chaudhuri and W. Hu, 2019, arXiv:1810.11332 (level by level).
 
-    >>> dominance(torch.tensor([1, 0, 2]), torch.tensor([[1.0, 2.0, 4.0]]))
-    tensor([[0., 0., 3.]])
+    >>> dominance(torch.tensor([1, 0, 2]), torch.tensor([[1.0, 2.0, 4.0]]).double())
+    tensor([[0., 0., 3.]], dtype=torch.float64)
     """
     shape, n = masses.shape, rank.shape[-1]
     part, fan, depth = _plan(n)

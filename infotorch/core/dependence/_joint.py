@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._autograd import first_order
-from infotorch.core.dependence import _line
+from infotorch.core.dependence import _line_cells
 from infotorch.core.dependence._tiles import Buffers, Points, add_product, tiles
 from infotorch.core.dependence._variables import Variable, pair_means
 from infotorch.core.dependence.distance import u_statistic, v_statistic
@@ -91,12 +91,12 @@ class _JointCells:
         points = [line for m in lines if (line := variables[m].line) is not None]
         if len(lines) == 2:
             (p, q), (x, y) = ends, points
-            product, of_x, of_y = _line.cell_pair_means(x, y, self.cell, table, w)
+            product, of_x, of_y = _line_cells.cell_pair_means(x, y, self.cell, table, w)
             crossed = (table @ self._sums(w * q))[self.cell]
             mean = 2 * w @ (p * q * sums + p * crossed - p * of_y - q * of_x) + product
             diagonal = 4 * p * q * own
         elif lines:
-            mean = 2 * w @ (ends[0] * sums) - _line.cell_product(points[0], self.cell, table, w)
+            mean = 2 * w @ (ends[0] * sums) - _line_cells.cell_product(points[0], self.cell, table, w)
             diagonal = 2 * ends[0] * own
         else:
             mean, diagonal = w @ sums, own

@@ -23,8 +23,6 @@ from infotorch.core._autograd import first_order
 from infotorch.core._sort import argsort
 from infotorch.core.dependence._dominance import dominance
 
-_CELLS = 4  # cells whose masses are summed at once
-
 
 @dataclass(frozen=True)
 class Order:
@@ -81,10 +79,10 @@ def order_of(x: Tensor, ties: Tensor | None = None) -> Order:
         values = along(x.detach(), index)
         if bool((values[..., 1:] != values[..., :-1]).all()):
             return Order(index)
-    return _order_of_keys(_integers(x), ties)
+    return order_of_keys(_integers(x), ties)
 
 
-def _order_of_keys(key: Tensor, ties: Tensor | None = None) -> Order:
+def order_of_keys(key: Tensor, ties: Tensor | None = None) -> Order:
     if ties is not None:
         key = along(key, ties)
     values, index = key.sort(dim=-1, stable=True)
@@ -131,7 +129,7 @@ class _DistanceMeans(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
         ctx.order = order = order_of(x)
         ctx.save_for_backward(w)
-        x, (counts, scale) = centered(x), _counts(w)
+        x, (counts, scale) = centered(x), as_counts(w)
         return scale * (x * order.signs(counts) - order.signs(counts * x))
 
     @staticmethod
@@ -141,14 +139,14 @@ class _DistanceMeans(torch.autograd.Function):
         return g * ctx.order.signs(w) + w * ctx.order.signs(g), None
 
 
-def _counts(weights: Tensor) -> tuple[Tensor, Tensor]:
+def as_counts(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weights over the largest, and that: equal weights become ones, whose running sums do not round."""
     scale = weights.max()
     return weights / scale, scale
 
 
 @dataclass(frozen=True)
-class _Plane:
+class Plane:
     """Pairs of numbers, in the order of x.
 
     Attributes:
@@ -166,7 +164,7 @@ class _Plane:
     rank: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> _Plane:
+    def of(cls, x: Tensor, y: Tensor) -> Plane:
         by_x = order_of(x)
         if by_x.low is not None:
             by_x = order_of(x, ties=order_of(y).index)
@@ -241,9 +239,9 @@ def pair_means(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, T
 class _PairMeans(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        plane = _Plane.of(centered(x), centered(y))
+        plane = Plane.of(centered(x), centered(y))
         by_x = plane.by_x
-        counts, scale = _counts(w)
+        counts, scale = as_counts(w)
         counts = along(counts, by_x.index)
         of_y = ctx.needs_input_grad[1]
         of_x = ctx.needs_input_grad[0] or not of_y  # the value needs one of the two
@@ -265,105 +263,3 @@ class _PairMeans(torch.autograd.Function):
             for slope, g, order, wanted in zip(slopes, of_means, ctx.orders, ctx.needs_input_grad, strict=False)
         ]
         return *grads, None
-
-
-def cell_product(x: Tensor, cell: Tensor, between: Tensor | None, weights: Tensor) -> Tensor:
-    r"""Mean product :math:`\sum_{ij} w_i w_j |x_i - x_j| D_{c_i c_j}` of distances on a line and between cells.
-
-    ``O(n log n)`` where all cells are at distance 1 of each other, else ``O(n log n + n G)`` for ``G`` cells.
-
-    Args:
-        x: Shape ``(n,)``; the result is differentiable in it.
-        cell: Shape ``(n,)``, numbers from 0.
-        between: Shape ``(G, G)``, symmetric with zero diagonal; None for 1 between any two cells.
-        weights: Shape ``(n,)``.
-    """
-    weights, scale = _counts(weights)
-    with torch.no_grad():
-        order = order_of(x)
-        here, mass = cell.index_select(0, order.index), weights.index_select(0, order.index)
-        if between is None:
-            slope = order.difference(before(mass)) - _signs_within(order, here, mass)
-        else:
-            slope = torch.zeros_like(mass)
-            for h, distances in enumerate(between):
-                slope += (here == h) * order.difference(before(mass * distances.index_select(0, here)))
-        slope = order.restore(slope)
-    return 2 * scale**2 * (weights * slope * centered(x)).sum()
-
-
-def _signs_within(order: Order, cell: Tensor, weights: Tensor) -> Tensor:
-    """``sum_j w_j sign(x_i - x_j)`` over the points of the same cell, all in the order of x."""
-    n = len(cell)
-    # Equal where cell and x are; the sort is stable.
-    grouped = _order_of_keys(cell if order.low is None else cell * n + order.low)
-    if order.low is None:
-        grouped = Order(grouped.index)
-    total = before(weights.index_select(0, grouped.index))
-    sizes = torch.bincount(cell)
-    ends = total.index_select(0, sizes.cumsum(0))
-    span = ends + torch.nn.functional.pad(ends[:-1], (1, 0))
-    signs = grouped.below(total) + grouped.reached(total) - span.index_select(0, cell.index_select(0, grouped.index))
-    return grouped.restore(signs)
-
-
-def cell_pair_means(
-    x: Tensor, y: Tensor, cell: Tensor, table: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Means over pairs that a symmetric table ``T [G, G]`` over cells weighs, in ``O(G n log n)``.
-
-    Args:
-        x: Shape ``(n,)``, float64.
-        y: Shape ``(n,)``.
-        cell: Shape ``(n,)``, numbers from 0.
-        table: Shape ``(G, G)``; without gradient.
-        weights: Shape ``(n,)``.
-
-    Returns:
-        :math:`\sum_{ij} w_i w_j T_{c_i c_j} |x_i - x_j| |y_i - y_j|`, and for every point
-        :math:`\sum_j w_j T_{c_i c_j} |x_i - x_j|` and :math:`\sum_j w_j T_{c_i c_j} |y_i - y_j|`.
-    """
-    return _CellPairMeans.apply(x, y, cell, table, weights)  # pyright: ignore[reportReturnType]
-
-
-class _CellPairMeans(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, cell: Tensor, table: Tensor, w: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        plane = _Plane.of(centered(x), centered(y))
-        index = plane.by_x.index
-        here, mass = cell.index_select(0, index), w.index_select(0, index)
-        of_y = ctx.needs_input_grad[1]
-        of_x = ctx.needs_input_grad[0] or not of_y
-        means, slopes = [torch.zeros_like(w) for _ in "xy"], [torch.zeros_like(w) for _ in "xy"]
-        for start in range(0, len(table), _CELLS):
-            # Sums over the points of each of a few cells, for all points.
-            cells = torch.arange(start, min(start + _CELLS, len(table)), device=cell.device)
-            masses = mass * (here == cells.unsqueeze(1))
-            part, signed = plane.sums(masses, of_x=of_x, of_y=of_y)
-            shares = table.index_select(0, cells).index_select(1, here)
-            for total, found in zip((*means, *slopes), (*part, *signed), strict=True):
-                if found is not None:
-                    total += (shares * found).sum(0)
-        slopes = [2 * mass * slope for slope in slopes]
-        product = (slopes[0] * plane.x if of_x else slopes[1] * plane.y).sum()
-        restore = plane.by_x.restore
-        ctx.orders = plane.by_x, Order(index.index_select(0, plane.by_y.index), plane.by_y.low, plane.by_y.high)
-        ctx.save_for_backward(cell, table, w, *map(restore, slopes))
-        return product, restore(means[0]), restore(means[1])
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, of_product: Tensor, *of_means: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        cell, table, w, *slopes = ctx.saved_tensors
-        grads = []
-        for slope, g, order, wanted in zip(slopes, of_means, ctx.orders, ctx.needs_input_grad, strict=False):
-            grad = of_product * slope if wanted else None
-            if grad is not None:
-                for h, distances in enumerate(table):
-                    shares = distances.index_select(0, cell)
-                    inside = cell == h
-                    grad += shares * (g * order.signs(w * inside) + w * order.signs(g * inside))
-            grads.append(grad)
-        return *grads, None, None, None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_range, check_tensor
-from infotorch.core.dependence import _line, _tiles
+from infotorch.core.dependence import _line, _line_cells, _tiles
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def pair_means(x: Variable, y: Variable, weights: Tensor) -> PairMeans:
         return PairMeans((x.across(y.across(table.T).T) * table).sum(), x.means(weights), y.means(weights))
     for one, other, swap in ((x, y, False), (y, x, True)):
         if one.line is not None and other.cell is not None and other.few_cells:
-            product = _line.cell_product(one.line, other.cell, other.between, weights)
+            product = _line_cells.cell_product(one.line, other.cell, other.between, weights)
             means = one.means(weights), other.means(weights)
             return PairMeans(product, *(means[::-1] if swap else means))
     return PairMeans(*_tiles.pair_means(x.leaf, y.leaf, x.side, y.side, weights))
