@@ -80,13 +80,8 @@ def _dcor(f: Tensor, attributes: Sequence[Tensor], *, backward: bool, small: boo
     columns = _columns(attributes)
     line = columns.shape[1] == 1
     if backward or f.device.type != "cpu" or not (line or small):
-        why = (
-            "no gradient"
-            if backward
-            else "not on this device"
-            if f.device.type != "cpu"
-            else "left out: n x n matrices"
-        )
+        at_hand = "not on this device" if f.device.type != "cpu" else "left out: n x n matrices"
+        why = "no gradient" if backward else at_hand
         return Subject(DCOR, version, None, why)
     x, y = f.numpy(), columns.numpy()
 

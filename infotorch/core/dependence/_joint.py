@@ -37,10 +37,8 @@ def joint_mean(variables: Sequence[Variable], constants: Sequence[float], weight
 
 
 MAX_CELLS = 2048  # above this a table of distances between cells costs more than it saves
-_POINTS, _POINTS_OF_TWO = (
-    8,
-    64,
-)  # points per cell from which cells are quicker than tiles, beside one line and beside two
+# Points per cell from which cells are quicker than tiles, beside one variable on a line and beside two.
+_POINTS, _POINTS_OF_TWO = 8, 64
 
 
 @dataclass(frozen=True)
