@@ -144,7 +144,7 @@ def test_constant_and_duplicated_columns_give_numbers(measure):
         (lambda: transport.sinkhorn(X @ Y.new_ones(4, 7), torch.ones(3) / 3, eps=1.0), "a"),
         (lambda: transport.sinkhorn_divergence(X, Y, eps=1.0), "x, y"),
         (lambda: transport.sliced_wasserstein(X, Y), "x, y"),
-        (lambda: transport.sliced_wasserstein(X, X, x_weights=torch.ones(30) / 30), "weights of the first sample"),
+        (lambda: transport.sliced_wasserstein(X, X, x_weights=torch.ones(30) / 30), "x_weights"),
         (lambda: spectrum.Moments.of(X).merge(spectrum.Moments.of(Y)), "other"),
         (lambda: koleo.neighbor_distances(X, 1, queries=Y), "queries"),
     ],

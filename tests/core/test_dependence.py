@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import special
 from scipy.stats import ks_2samp
@@ -16,7 +16,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from infotorch.core import dependence as D
-from infotorch.core.dependence import _joint, _line, _tiles
+from infotorch.core.dependence import _dominance, _joint, _line, _tiles
 from infotorch.core.discrete import discrete_mutual_information
 
 quick = settings(max_examples=10, deadline=None, derandomize=True)
@@ -111,7 +111,7 @@ def test_every_kind_of_pair_against_dense_matrices(left, right, exponent, monkey
     same(D.distance_covariance_sqr(x, y, exponent=exponent, weights=w), v_mean(a, b, w), *leaves)
 
 
-@pytest.mark.parametrize("n", [4, 5, 31, 32, 33, 65, 300])
+@pytest.mark.parametrize("n", [4, 5, 31, 32, 33, 65, 300, 1100])
 def test_sorting_against_dense_matrices_at_all_depths(n):
     x, y = normal(n, seed=n).requires_grad_(), (normal(n, seed=n + 1) * 3).round().requires_grad_()
     same(D.distance_covariance_sqr(x, y), v_mean(distances(x), distances(y)), x, y)
@@ -344,12 +344,35 @@ def test_jdcov_by_cells_is_that_by_tiles(scaled, part, unbiased, monkeypatch):
             torch.testing.assert_close(found, by_tiles)
 
 
-def test_jdcov_by_cells_takes_weights(monkeypatch):
-    x, a, b = normal(90).requires_grad_(), categories(90, 3), categories(90, 2, 1)
-    w = torch.rand(90, dtype=torch.float64, generator=generator())
-    found = D.jdcov_sqr([x, a, b], weights=w)
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("part", ["all", "first"])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_jdcov_of_two_numbers_by_cells_is_that_by_tiles(ties, scaled, part, unbiased, monkeypatch):
+    """Two variables on a line beside categories, with gradients of both."""
+    n = 400
+    x, y = normal(n), normal(n, seed=1) + (categories(n, 3) == 0)
+    x, y = ((2 * v).round().requires_grad_() if ties else v.requires_grad_() for v in (x, y))
+    a, b = categories(n, 3), categories(n, 2, 1)
+    function = getattr(D, f"{'u_' * unbiased}jd{'cor' if scaled else 'cov'}_sqr")
+    sets = [x, a, y, b], [x, y, a]
+    with monkeypatch.context() as patch:
+        patch.setattr(_joint._JointMean, "apply", None)
+        by_cells = [function(variables, c=0.7, part=part) for variables in sets]
     monkeypatch.setattr(_joint, "MAX_CELLS", 0)
-    same(found, D.jdcov_sqr([x, a, b], weights=w), x)
+    for found, variables in zip(by_cells, sets, strict=True):
+        same(found, function(variables, c=0.7, part=part), x, y)
+
+
+@pytest.mark.parametrize("numbers", [1, 2])
+def test_jdcov_by_cells_takes_weights(numbers, monkeypatch):
+    n = 200
+    x, y, a, b = normal(n).requires_grad_(), normal(n, seed=1), categories(n, 3), categories(n, 2, 1)
+    w = torch.rand(n, dtype=torch.float64, generator=generator()) * (torch.arange(n) % 5 > 0)
+    variables = [x, a, b] if numbers == 1 else [x, y, a]
+    found = D.jdcov_sqr(variables, weights=w)
+    monkeypatch.setattr(_joint, "MAX_CELLS", 0)
+    same(found, D.jdcov_sqr(variables, weights=w), x)
 
 
 def test_joint_correlations():
@@ -570,15 +593,19 @@ def test_errors(call, error, message):
         call()
 
 
-@quick
-@given(seeds, st.integers(1, 90))
-def test_dominance_against_loops(seed, n):
+@pytest.mark.parametrize(("least", "most"), [(32, 96), (2, 4)], ids=["compared", "divided"])
+@settings(quick, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=seeds, n=st.integers(1, 300))
+def test_dominance_against_loops(least, most, seed, n, monkeypatch):
+    """With blocks as they are, and so small that there are several levels."""
+    monkeypatch.setattr(_dominance, "_LEAST", least)
+    monkeypatch.setattr(_dominance, "_MOST", most)
     rank = torch.stack([torch.randperm(n, generator=generator(seed + i)) for i in range(2)])
     mass = normal(3, 2, n, seed=seed)
-    found = _line.dominance(rank, mass)
+    found = _dominance.dominance(rank, mass)
     before = torch.ones(n, n).tril(-1).bool() & (rank.unsqueeze(-2) < rank.unsqueeze(-1))
     expected = (before.double() @ mass.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(found.gather(-1, rank.expand(mass.shape)), expected)
+    torch.testing.assert_close(found, expected)
 
 
 def test_equal_weights_are_counted_without_rounding():

@@ -379,6 +379,21 @@ COST, A, B = problem()
         (lambda: T.wasserstein_1d(normal(3), normal(3, 2)), ValueError, "u, v: expected shapes"),
         (lambda: T.wasserstein_1d(normal(3), normal(3), p=0.5), ValueError, "p: expected"),
         (lambda: T.wasserstein_1d(normal(3), normal(3), u_weights=torch.ones(3)), ValueError, "equal positive sums"),
+        (
+            lambda: T.wasserstein_1d(normal(3), normal(3), v_weights=-torch.ones(3)),
+            ValueError,
+            "v_weights: expected finite",
+        ),
+        (
+            lambda: T.sliced_wasserstein(normal(3, 2), normal(3, 2), x_weights=torch.full((3,), torch.nan)),
+            ValueError,
+            "x_weights: expected finite",
+        ),
+        (
+            lambda: T.sliced_wasserstein(normal(3, 2), normal(3, 2), y_weights=torch.ones(2)),
+            ValueError,
+            "y_weights: expected shape",
+        ),
         (lambda: T.wasserstein_1d(torch.arange(3), normal(3)), TypeError, "u: expected a floating"),
         (lambda: T.sliced_wasserstein(normal(3, 2), normal(3, 3)), ValueError, "x, y: expected shapes"),
         (lambda: T.sliced_wasserstein(normal(3, 2), normal(3, 2), projections=0), ValueError, "count: expected"),

@@ -14,25 +14,31 @@ import torch
 from torch import Tensor
 
 from infotorch.core._autograd import first_order
-from infotorch.core.dependence import _line
-from infotorch.core.dependence._tiles import Points, add_product, tiles
-from infotorch.core.dependence._variables import Variable
+from infotorch.core.dependence import _line_cells
+from infotorch.core.dependence._tiles import Buffers, Points, add_product, tiles
+from infotorch.core.dependence._variables import Variable, pair_means
+from infotorch.core.dependence.distance import u_statistic, v_statistic
 
 
 def joint_mean(variables: Sequence[Variable], constants: Sequence[float], weights: Tensor, *, unbiased: bool) -> Tensor:
     r"""Mean of :math:`\prod_m (c_m - A^m_{ij}) - \prod_m c_m` over pairs, ``A`` double- or U-centered distances."""
+    if len(variables) == 2:  # whatever the constants
+        first, second = variables
+        means = pair_means(first, second, weights)
+        return u_statistic(means) if unbiased else v_statistic(means, weights)
     points = [m for m, v in enumerate(variables) if v.cell is None]
-    if not points or (len(points) == 1 and variables[points[0]].line is not None):
-        cells = _JointCells.of([v for v in variables if v.cell is not None])
+    if len(points) <= 2 and all(variables[m].line is not None for m in points):
+        cells = _JointCells.of([v for v in variables if v.cell is not None], pairs=len(points) == 2)
         if cells is not None:
-            line = points[0] if points else None
-            return cells.mean(variables, constants, line, weights, unbiased=unbiased)
+            return cells.mean(variables, constants, points, weights, unbiased=unbiased)
     return _JointMean.apply(  # pyright: ignore[reportReturnType]
         variables, tuple(constants), weights, unbiased, *(v.leaf for v in variables)
     )
 
 
 MAX_CELLS = 2048  # above this a table of distances between cells costs more than it saves
+# Points per cell from which cells are quicker than tiles, beside one variable on a line and beside two.
+_POINTS, _POINTS_OF_TWO = 8, 64
 
 
 @dataclass(frozen=True)
@@ -48,39 +54,57 @@ class _JointCells:
     kinds: Tensor
 
     @classmethod
-    def of(cls, categories: Sequence[Variable]) -> _JointCells | None:
-        """None where there are no categories, or tiles are as quick."""
+    def of(cls, categories: Sequence[Variable], *, pairs: bool) -> _JointCells | None:
+        """None where there are no categories, or tiles are as quick; ``pairs``: two variables are on a line."""
         cells = [v.cell for v in categories if v.cell is not None]
         if not cells:
             return None
         kinds, cell = torch.unique(torch.stack(cells, 1), dim=0, return_inverse=True)
-        return cls(cell, kinds) if len(kinds) <= min(MAX_CELLS, len(cell) // 8) else None
+        return (
+            cls(cell, kinds)
+            if len(kinds) <= min(MAX_CELLS, len(cell) // (_POINTS_OF_TWO if pairs else _POINTS))
+            else None
+        )
 
     def mean(
-        self, variables: Sequence[Variable], constants: Sequence[float], line: int | None, w: Tensor, *, unbiased: bool
+        self, variables: Sequence[Variable], constants: Sequence[float], lines: list[int], w: Tensor, *, unbiased: bool
     ) -> Tensor:
-        """As :func:`joint_mean` in ``O(n log n + n G)``: every factor but that of ``line`` is a table over cells."""
+        """As :func:`joint_mean`: every factor but those of ``lines``, two at most, is a table over cells.
+
+        ``O(n log n + n G)`` for one line, ``O(G n log n)`` for two.
+        """
         n = len(w)
-        table, rest, kinds = w.new_ones(len(self.kinds), len(self.kinds)), 1.0, iter(self.kinds.T)
+        table, kinds = w.new_ones(len(self.kinds), len(self.kinds)), iter(self.kinds.T)
         for m, (variable, constant) in enumerate(zip(variables, constants, strict=True)):
-            if m == line:
+            if m in lines:
                 continue
             kind, masses = next(kinds), variable.masses(w)
             apart = kind.unsqueeze(1) != kind if variable.between is None else variable.between[kind][:, kind]
             shift = _shift(variable.across(masses), masses, n, unbiased)[kind]
             table *= constant - apart.to(w) + shift.unsqueeze(1) + shift
-            rest *= constant
-        sums = table @ w.new_zeros(len(table)).index_add_(0, self.cell, w)
+        sums = (table @ self._sums(w))[self.cell]
+        own = table.diagonal()[self.cell]
+        # On a line c - A is p_i + p_j - a_ij.
+        ends = [constants[m] / 2 + _shift(variables[m].means(w), w, n, unbiased) for m in lines]
+        points = [line for m in lines if (line := variables[m].line) is not None]
+        if len(lines) == 2:
+            (p, q), (x, y) = ends, points
+            product, of_x, of_y = _line_cells.cell_pair_means(x, y, self.cell, table, w)
+            crossed = (table @ self._sums(w * q))[self.cell]
+            mean = 2 * w @ (p * q * sums + p * crossed - p * of_y - q * of_x) + product
+            diagonal = 4 * p * q * own
+        elif lines:
+            mean = 2 * w @ (ends[0] * sums) - _line_cells.cell_product(points[0], self.cell, table, w)
+            diagonal = 2 * ends[0] * own
+        else:
+            mean, diagonal = w @ sums, own
+        total = math.prod(constants)
         if unbiased:  # a U-centered matrix has an empty diagonal
-            sums = sums - table.diagonal() / n
-        sums = sums[self.cell]
-        mean = w @ sums + (rest / n if unbiased else 0.0)
-        if line is not None:
-            x = variables[line].line
-            assert x is not None
-            shift = _shift(variables[line].means(w), w, n, unbiased)
-            mean = constants[line] * mean - _line.cell_product(x, self.cell, table, w) + 2 * w @ (shift * sums)
-        return (n / (n - 3) if unbiased else 1.0) * (mean - math.prod(constants))
+            mean = mean - w @ diagonal / n + total / n
+        return (n / (n - 3) if unbiased else 1.0) * (mean - total)
+
+    def _sums(self, values: Tensor) -> Tensor:
+        return values.new_zeros(len(self.kinds)).index_add(0, self.cell, values)
 
 
 def _shift(means: Tensor, weights: Tensor, n: int, unbiased: bool) -> Tensor:
@@ -103,34 +127,41 @@ class _JointMean(torch.autograd.Function):
         ctx.product = product = _Product(variables, constants, w, unbiased)
         ctx.wanted = [m for m, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         ctx.scale = n / (n - 3) if unbiased else 1.0
-        ctx.shapes = [leaf.shape for leaf in leaves]
-        mean, others = torch.zeros_like(w), {m: torch.zeros_like(w) for m in ctx.wanted}
+        del leaves
+        mean, others = w.new_zeros(()), {m: torch.zeros_like(w) for m in ctx.wanted}
+        buffers = Buffers(len(variables) + 1, n, w.device)
         for rows, columns in tiles(n, w.device):
-            factors = product.factors(rows, columns)
+            *rooms, spare = buffers.of(rows, columns)
+            factors = product.factors(rows, columns, rooms)
             for m in ctx.wanted:
-                add_product(others[m], product.without(factors, m, rows, columns), rows, columns, w)
-            add_product(mean, math.prod(factors[1:], start=factors[0]), rows, columns, w)
+                add_product(others[m], product.without(factors, m, rows, columns, spare), rows, columns, w)
+            for factor in factors[1:]:
+                factors[0] *= factor
+            mean += (1 + (rows != columns)) * (w[rows] @ (factors[0] @ w[columns]))
         ctx.others = others
         ctx.save_for_backward(w)
-        return ctx.scale * (mean @ w - math.prod(constants))
+        return ctx.scale * (mean - math.prod(constants))
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (w,) = ctx.saved_tensors
         product: _Product = ctx.product
-        found = {m: w.new_zeros(ctx.shapes[m]) for m in ctx.wanted}
+        found = {m: torch.zeros_like(product.points(m).transposed) for m in ctx.wanted}
         twice = -2 * ctx.scale * grad * w
+        buffers = Buffers(len(product.sides) + 2, len(w), w.device)
         for rows, columns in tiles(len(w), w.device):
-            factors = product.factors(rows, columns)
+            *rooms, spare, room = buffers.of(rows, columns)
+            factors = product.factors(rows, columns, rooms)
             for m, total in found.items():
                 # Centering is its own adjoint: the gradient of the distances is the centered gradient.
-                upstream = product.center(product.without(factors, m, rows, columns), ctx.others[m], rows, columns)
+                upstream = product.without(factors, m, rows, columns, spare)
+                shift = _shift(ctx.others[m], w, len(w), product.unbiased)
+                upstream.sub_(shift[rows].unsqueeze(1)).sub_(shift[columns])
                 upstream.mul_(twice[rows].unsqueeze(1)).mul_(w[columns])
-                side = product.sides[m]
-                assert isinstance(side, Points)
-                side.pull(total, rows, columns, upstream)
-        return None, None, None, None, *(found.get(m) for m in range(len(ctx.shapes)))
+                product.points(m).pull(total, rows, columns, upstream, room)
+        grads = {m: product.points(m).gradient(total) for m, total in found.items()}
+        return None, None, None, None, *(grads.get(m) for m in range(len(product.sides)))
 
 
 class _Product:
@@ -139,31 +170,38 @@ class _Product:
     def __init__(
         self, variables: Sequence[Variable], constants: tuple[float, ...], weights: Tensor, unbiased: bool
     ) -> None:
-        self.constants, self.weights, self.unbiased = constants, weights, unbiased
+        self.constants, self.unbiased = constants, unbiased
         self.sides = [v.side for v in variables]
+        # c - A is p_i + p_j - a_ij.
         with torch.no_grad():
-            self.means = [v.means(weights) for v in variables]
+            self.ends = [
+                c / 2 + _shift(v.means(weights), weights, len(weights), unbiased)
+                for v, c in zip(variables, constants, strict=True)
+            ]
 
-    def center(self, tile: Tensor, means: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Center a tile in place; ``means`` are the weighted means of the rows of its matrix."""
-        shifted = _shift(means, self.weights, len(self.weights), self.unbiased)
-        return tile.sub_(shifted[rows].unsqueeze(1)).sub_(shifted[columns])
+    def points(self, m: int) -> Points:
+        """The variable m, which has a gradient."""
+        side = self.sides[m]
+        assert isinstance(side, Points)
+        return side
 
-    def factors(self, rows: slice, columns: slice) -> list[Tensor]:
+    def factors(self, rows: slice, columns: slice, rooms: Sequence[Tensor]) -> list[Tensor]:
+        """All factors of a tile, in the given memory."""
         found = []
-        for side, means, constant in zip(self.sides, self.means, self.constants, strict=True):
-            factor = self.center(side.tile(rows, columns), means, rows, columns).neg_().add_(constant)
+        for side, ends, constant, room in zip(self.sides, self.ends, self.constants, rooms, strict=True):
+            tile = side.tile(rows, columns, room)
+            factor = torch.sub(ends[columns], tile, out=tile).add_(ends[rows].unsqueeze(1))
             if self.unbiased and rows == columns:
                 factor.fill_diagonal_(constant)  # a U-centered matrix has an empty diagonal
             found.append(factor)
         return found
 
-    def without(self, factors: list[Tensor], m: int, rows: slice, columns: slice) -> Tensor:
-        """Product of all factors but one, as a new tensor."""
+    def without(self, factors: list[Tensor], m: int, rows: slice, columns: slice, out: Tensor) -> Tensor:
+        """Product of all factors but one, in ``out``."""
         rest = factors[:m] + factors[m + 1 :]
-        product = rest[0].clone() if rest else torch.ones_like(factors[m])
+        out.copy_(rest[0])
         for factor in rest[1:]:
-            product *= factor
+            out *= factor
         if self.unbiased and rows == columns:
-            product.fill_diagonal_(0.0)
-        return product
+            out.fill_diagonal_(0.0)
+        return out

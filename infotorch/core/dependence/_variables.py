@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_range, check_tensor
-from infotorch.core.dependence import _line, _tiles
+from infotorch.core.dependence import _line, _line_cells, _tiles
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def as_variable(name: str, x: object, exponent: float = 1.0) -> Variable:
                 f"(write {name}.double() if these are numbers)"
             )
         return Variable(cell=torch.unique(x, return_inverse=True)[1], exponent=exponent)
-    if not bool(x.isfinite().all()):
+    if not all(math.isfinite(float(end)) for end in torch.aminmax(x.detach())):  # a NaN is either
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return Variable(points=(x.unsqueeze(1) if x.ndim == 1 else x).double(), exponent=exponent)
 
@@ -170,7 +171,7 @@ def pair_means(x: Variable, y: Variable, weights: Tensor) -> PairMeans:
         return PairMeans((x.across(y.across(table.T).T) * table).sum(), x.means(weights), y.means(weights))
     for one, other, swap in ((x, y, False), (y, x, True)):
         if one.line is not None and other.cell is not None and other.few_cells:
-            product = _line.cell_product(one.line, other.cell, other.between, weights)
+            product = _line_cells.cell_product(one.line, other.cell, other.between, weights)
             means = one.means(weights), other.means(weights)
             return PairMeans(product, *(means[::-1] if swap else means))
     return PairMeans(*_tiles.pair_means(x.leaf, y.leaf, x.side, y.side, weights))

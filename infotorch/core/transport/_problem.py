@@ -21,7 +21,7 @@ def as_problem(cost: Tensor, a: Tensor | None, b: Tensor | None, *, balanced: bo
     sums = a.detach().double().sum(-1), b.detach().double().sum(-1)
     if balanced and not torch.allclose(*sums, rtol=1e-4 if cost.dtype == torch.float32 else 1e-8, atol=0.0):
         raise ValueError(
-            f"a, b: expected equal sums, got {sums[0].flatten()[0]:.6g} and {sums[1].flatten()[0]:.6g} "
+            f"a, b: expected equal sums, got {sums[0].flatten()[0]:.10g} and {sums[1].flatten()[0]:.10g} "
             "(normalize them, or allow mass to vanish with rho)"
         )
     if not bool((sums[0] > 0).all() & (sums[1] > 0).all()):

@@ -23,6 +23,7 @@ from torch import Tensor
 from infotorch.core._autograd import first_order
 from infotorch.core._checks import check_range, check_tensor
 from infotorch.core._kernels import check_finite
+from infotorch.core._sort import argsort
 
 _CHUNK = 1 << 20  # projected points at a time
 
@@ -65,7 +66,7 @@ def wasserstein_1d(
             f"u, v: expected shapes (n,) and (m,), or (n, k) and (m, k), got {tuple(u.shape)}, {tuple(v.shape)}"
         )
     check_range("p", p, 1.0, math.inf, high_open=True)
-    a, b = _weights(u_weights, v_weights, len(u), len(v))
+    a, b = _weights("u_weights", u_weights, len(u), "v_weights", v_weights, len(v))
     dtype = torch.promote_types(u.dtype, v.dtype)
     cost = _quantile_cost(u.movedim(0, -1).to(dtype), v.movedim(0, -1).to(dtype), a, b, p)
     return cost if power else _root(cost, p)
@@ -219,7 +220,7 @@ def _quantile_cost(u: Tensor, v: Tensor, a: Tensor | None, b: Tensor | None, p: 
     u, u_mass = _sorted(u, a)
     v, v_mass = _sorted(v, b)
     both = torch.cat((u_mass, v_mass), -1)
-    order = _argsort(both)
+    order = argsort(both)
     grid = both.gather(-1, order)
     width = torch.diff(grid, prepend=torch.zeros_like(grid[..., :1])).to(u.dtype)
     # The quantile functions at a grid point stand at the first value whose mass is not below it: as many values
@@ -236,16 +237,9 @@ def _sorted(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if weights is None and not x.requires_grad and x.device.type == "cpu":
         found = torch.from_numpy(np.sort(x.numpy(), axis=-1))
         return found, found
-    index = _argsort(x)
+    index = argsort(x)
     mass = x if weights is None else weights.double().expand(x.shape).gather(-1, index).cumsum(-1)
     return x.gather(-1, index), mass
-
-
-def _argsort(x: Tensor) -> Tensor:
-    """Ascending order along the last dimension; numpy's sorting is vectorized on a CPU where torch's is not."""
-    if x.device.type == "cpu":
-        return torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1))
-    return x.detach().argsort(-1)
 
 
 def _power(x: Tensor, p: float) -> Tensor:
@@ -275,23 +269,25 @@ def _samples(name: str, x: object) -> Tensor:
     return check_finite(name, x if x.dtype in (torch.float32, torch.float64) else x.float())
 
 
-def _weights(a: Tensor | None, b: Tensor | None, n: int, m: int) -> tuple[Tensor | None, Tensor | None]:
+def _weights(
+    first: str, a: Tensor | None, n: int, second: str, b: Tensor | None, m: int
+) -> tuple[Tensor | None, Tensor | None]:
     """Both weights, or None for both where all points of a sample weigh the same."""
     if a is None and b is None:
         return None, None
     given = a if a is not None else b
     assert given is not None
     filled = []
-    for name, weights, size in (("first", a, n), ("second", b, m)):
+    for name, weights, size in ((first, a, n), (second, b, m)):
         weights = torch.full((size,), 1 / size, dtype=given.dtype, device=given.device) if weights is None else weights
-        if tuple(weights.shape) != (size,) or bool((weights < 0).any()):
-            raise ValueError(
-                f"weights of the {name} sample: expected ({size},) non-negative numbers, got {tuple(weights.shape)}"
-            )
+        if tuple(weights.shape) != (size,):
+            raise ValueError(f"{name}: expected shape ({size},), got {tuple(weights.shape)}")
+        if not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise ValueError(f"{name}: expected finite non-negative numbers, got a negative or non-finite one")
         filled.append(weights)
     sums = [float(weights.detach().double().sum()) for weights in filled]
     if not math.isclose(*sums, rel_tol=1e-4) or sums[0] <= 0:
-        raise ValueError(f"weights: expected equal positive sums, got {sums[0]:g} and {sums[1]:g}")
+        raise ValueError(f"{first}, {second}: expected equal positive sums, got {sums[0]:g} and {sums[1]:g}")
     return filled[0], filled[1]
 
 
@@ -315,4 +311,4 @@ def _prepare(
         theta = projections.detach().to(x.device, dtype)
     else:
         theta = random_directions(dim, projections, generator=generator, dtype=dtype, device=x.device)
-    return x.to(dtype), y.to(dtype), theta, *_weights(a, b, len(x), len(y))
+    return x.to(dtype), y.to(dtype), theta, *_weights("x_weights", a, len(x), "y_weights", b, len(y))
