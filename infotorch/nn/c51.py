@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infotorch.nn._chunks import rows_per_chunk
 from infotorch.nn.histogram import RangeReport, TwoHot
 from infotorch.nn.supports import categorical_projection
 
@@ -40,18 +41,35 @@ class C51(TwoHot):
         Raises:
             ValueError: Shapes that do not fit, rewards that are NaN.
         """
-        atoms = self.atoms(next_probs, reward, discount)
-        mapped = self.transform.forward(atoms.clamp(self.v_min, self.v_max))
-        return categorical_projection(next_probs.detach().to(mapped.dtype), mapped, self.centers)
+        self._check_bootstrap(next_probs, reward, discount)
+        given = (next_probs.detach().reshape(-1, self.bins), self._wide(reward).flatten(), discount.detach().flatten())
+        size = rows_per_chunk(None, 8 * self.bins, next_probs.device)  # about as many intermediates
+        if torch.compiler.is_compiling() or len(given[0]) <= size:
+            return self._projected(*given).view(next_probs.shape)
+        out = given[1].new_empty(next_probs.shape)
+        pieces = (x.split(size) for x in (out.view(-1, self.bins), *given))
+        for piece, probs, r, gamma in zip(*pieces, strict=True):
+            piece.copy_(self._projected(probs, r, gamma))
+        return out
+
+    def _projected(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        mapped = self.transform.forward(self._atoms(reward, discount).clamp_(self.v_min, self.v_max))
+        return categorical_projection(next_probs.to(mapped.dtype), mapped, self.centers, step=self._step)
 
     def atoms(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
         """Where the next state's masses go before they are clipped and projected: ``(..., m)``, in values."""
+        self._check_bootstrap(next_probs, reward, discount)
+        return self._atoms(self._wide(reward), discount)
+
+    def _atoms(self, reward: Tensor, discount: Tensor) -> Tensor:
+        values = self.transform.inverse(self.centers)
+        return reward.unsqueeze(-1) + discount.to(values.dtype).unsqueeze(-1) * values
+
+    def _check_bootstrap(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> None:
         self._check_logits(next_probs)
         for name, given in (("reward", reward), ("discount", discount)):
             if given.shape != next_probs.shape[:-1]:
                 raise ValueError(f"{name}: expected shape {tuple(next_probs.shape[:-1])}, got {tuple(given.shape)}")
-        values = self.transform.inverse(self.centers)
-        return self._wide(reward).unsqueeze(-1) + discount.to(values.dtype).unsqueeze(-1) * values
 
     @torch.no_grad()
     def bootstrap_report(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> RangeReport:
