@@ -29,14 +29,18 @@ _CHUNK = 1 << 16  # numbers that stay in a core's cache with their temporaries; 
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one size, piece by piece where that saves passes over memory."""
-    first, size = tensors[0], 1 << 62
-    if not torch.compiler.is_compiling() and first.device.type == "cpu":
-        size = _CHUNK * torch.get_num_threads()
-    if first.numel() <= size or not all(t.is_contiguous() for t in tensors):
+    """Tensors of one shape, piece by piece where that saves passes over memory."""
+    first = tensors[0]
+    if torch.compiler.is_compiling() or first.device.type != "cpu":
+        yield tensors
+        return
+    order = sorted(range(first.ndim), key=lambda dim: -first.stride(dim))  # channels last are as good as contiguous
+    rows = [t.permute(order) for t in tensors]
+    size = _CHUNK * torch.get_num_threads()
+    if first.numel() <= size or not all(t.is_contiguous() for t in rows):
         yield tensors
     else:
-        yield from zip(*(t.view(-1).split(size) for t in tensors), strict=True)
+        yield from zip(*(t.view(-1).split(size) for t in rows), strict=True)
 
 
 class _Room:
@@ -105,7 +109,7 @@ class _CRReLU(torch.autograd.Function):
             z = torch.clamp(work, -_FLAT, _FLAT, out=room("z", piece))
             weight = torch.addcmul(zero, z, z, value=_EXPONENT, out=room("weight", piece)).exp2_().mul_(g)
             if wanted:
-                total += torch.dot(weight.view(-1), z.view(-1)).to(total.dtype)
+                total += torch.dot(weight.reshape(-1), z.reshape(-1)).to(total.dtype)
             for out in outs:
                 found = out if g is gradient else g
                 torch.ops.aten.threshold_backward(g, work, 0, grad_input=found)

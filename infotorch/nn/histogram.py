@@ -449,7 +449,7 @@ class HLGauss(Histogram):
         if self._step is None or 2 * few > self.bins:
             return None, hl_gauss_probs(mapped, self.edges, self.sigma)
         first = ((mapped - self.edges[reach]) / self._step).long().clamp_(0, self.bins - few)
-        near = self.edges.unfold(0, few + 1, 1).index_select(0, first.flatten()).unflatten(0, first.shape)
+        near = self.edges.unfold(0, few + 1, 1).index_select(0, first.flatten()).view(*first.shape, few + 1)
         index = first.unsqueeze(-1) + torch.arange(few, device=first.device)
         return index, _normal_masses(mapped.unsqueeze(-1), near, self.sigma)
 

@@ -173,9 +173,8 @@ def neighbors(values: Tensor, centers: Tensor, step: float | None = None) -> tup
     else:
         lower = ((values - centers[0]) / step).long().clamp_(0, last)  # in this order: NaN has no index
     flat = lower.reshape(-1)
-    left = centers.index_select(0, flat).view_as(lower)
-    gap = step or centers.diff().index_select(0, flat).view_as(lower)
-    # A division may end on the wrong side of a grid point by its rounding, and the clamp puts the mass onto the point.
+    left, gap = (x.index_select(0, flat).view_as(lower) for x in (centers, centers.diff()))
+    # The division by the step may end on the wrong side of a grid point by its rounding: the clamp mends it.
     return lower, ((values - left) / gap).clamp_(0, 1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from infotorch.core._checks import check_bool_mask, check_choice
 from infotorch.core.reduce import masked_mean, zero_outside
-from infotorch.nn import C51, HLGauss, RangeReport, TwoHot, mlp
+from infotorch.nn import C51, HLGauss, RangeReport, RunningRange, TwoHot, mlp
 
 __all__ = ["HEADS", "PlanesBody", "QNetwork", "ScalarHead", "ValueHead", "value_head"]
 
@@ -83,7 +83,7 @@ class ScalarHead(nn.Module):
         return f"{self.kind}, v_min={self.v_min:g}, v_max={self.v_max:g}"
 
 
-ValueHead = HLGauss | TwoHot | C51 | ScalarHead
+ValueHead = HLGauss | TwoHot | C51 | RunningRange | ScalarHead
 
 
 def value_head(name: str, v_min: float, v_max: float, bins: int = 51, **options: Any) -> ValueHead:

@@ -59,6 +59,29 @@ def test_half_precision_is_computed_in_single(dtype):
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_large_tensors_in_pieces(dtype):
+    """More than one piece, the last of them shorter; in any order of dimensions, and every other column."""
+    x = torch.randn(3, 70_001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, :4] = torch.tensor([math.inf, -math.inf, 1e4, 0.0]).to(dtype)
+    for given in (x, x.t(), x[:, ::2], x[:1].expand(2, -1)):
+        leaf = given.detach().requires_grad_()
+        epsilon = torch.tensor(0.3, requires_grad=True)
+        y = crrelu(leaf, epsilon)
+        wide = leaf.detach().double().clamp(-1e4, 1e4).requires_grad_()
+        size = torch.tensor(0.3, dtype=torch.float32).double().requires_grad_()
+        expected = wide.relu() + size * wide * (-wide.square() / 2).exp()
+        finite = leaf.detach().isfinite()
+        tolerance = {torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+        close = {"rtol": tolerance, "atol": tolerance}
+        torch.testing.assert_close(y[finite].double(), expected[finite], **close)
+        upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        found = torch.autograd.grad(y, (leaf, epsilon), upstream)
+        wanted = torch.autograd.grad(expected, (wide, size), upstream.double())
+        torch.testing.assert_close(found[0].double(), wanted[0], **close)
+        torch.testing.assert_close(found[1].double(), wanted[1], rtol=1e-4, atol=1e-3)
+
+
 def test_compile():
     layer = CRReLU(epsilon=0.2)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

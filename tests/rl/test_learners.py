@@ -328,3 +328,11 @@ def test_minatar_runs():
 def test_bad_input_is_named(error, call, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_range_that_follows_the_targets_needs_no_bounds():
+    from infotorch.nn import RunningRange
+
+    dqn = fit(learner(RunningRange(HLGauss(-3.0, 3.0, 51, pad_sigma=3))), 400)
+    torch.testing.assert_close(dqn(torch.eye(4)).detach(), VALUES, rtol=0, atol=0.1)
+    assert dqn.target.head.stats[0] > 0
