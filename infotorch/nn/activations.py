@@ -31,7 +31,7 @@ _CHUNK = 1 << 16  # numbers that stay in a core's cache with their temporaries; 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape, piece by piece where that saves passes over memory."""
     first = tensors[0]
-    if torch.compiler.is_compiling() or first.device.type != "cpu":
+    if first.device.type != "cpu":
         yield tensors
         return
     order = sorted(range(first.ndim), key=lambda dim: -first.stride(dim))  # channels last are as good as contiguous
@@ -63,7 +63,7 @@ class _Room:
 
 def _number(epsilon: Tensor, x: Tensor) -> float | Tensor:
     """A number where reading it is free, which saves a pass; elsewhere the device would be waited for."""
-    if epsilon.numel() == 1 and epsilon.device.type == "cpu" and not torch.compiler.is_compiling():
+    if epsilon.numel() == 1 and epsilon.device.type == "cpu":
         return epsilon.item()
     return epsilon.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -133,6 +133,13 @@ def _slopes(ctx: Any, x: Tensor, epsilon: Tensor, upstream: Tensor) -> tuple[Ten
     return grad_x, grad_epsilon
 
 
+def _formula(x: Tensor, epsilon: Tensor) -> Tensor:
+    """The same in single operations, for compilers, which fuse them, and for function transforms."""
+    work = x.to(torch.promote_types(x.dtype, torch.float32))
+    z = work.clamp(-_FLAT, _FLAT)
+    return (torch.relu(work) + epsilon.to(work.dtype) * z * (z * z * _EXPONENT).exp2()).to(x.dtype)
+
+
 def crrelu(x: Tensor, epsilon: Tensor | float = 0.01) -> Tensor:
     r""":math:`\max(0, x) + \epsilon\, x\, e^{-x^2/2}`, forward and backward in one step that keeps ``x`` alone.
 
@@ -155,6 +162,8 @@ def crrelu(x: Tensor, epsilon: Tensor | float = 0.01) -> Tensor:
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
     if not isinstance(epsilon, Tensor):
         epsilon = torch.tensor(epsilon, dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype, device=x.device)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _formula(x, epsilon)
     return _CRReLU.apply(x, epsilon)
 
 
@@ -245,14 +254,16 @@ def convert_activations(
     ['1']
     """
     found: dict[str, nn.Module] = {}
-    for name, module in list(model.named_modules()):
-        for child, old in list(module.named_children()):
-            if type(old) in new:
-                made = new[type(old)]()
-                like = next(model.parameters(), None)
-                made = made.train(old.training) if like is None else made.to(like.device).train(old.training)
-                setattr(module, child, made)
-                found[f"{name}.{child}" if name else child] = made
+    made: dict[nn.Module, nn.Module] = {}  # a module that stands in several places stays one
+    like = next(model.parameters(), None)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        for child, old in list(module._modules.items()):
+            if old is not None and type(old) in new:
+                if old not in made:
+                    fresh = new[type(old)]().train(old.training)
+                    made[old] = fresh if like is None else fresh.to(like.device)
+                setattr(module, child, made[old])
+                found[f"{name}.{child}" if name else child] = made[old]
     if not found:
         asked = ", ".join(kind.__name__ for kind in new)
         raise ValueError(f"new: expected classes that the model has, got {asked}, and it has none of them")

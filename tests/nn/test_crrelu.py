@@ -139,6 +139,21 @@ def test_convert_a_trained_model():
         convert_activations(model, {nn.SiLU: CRReLU})
 
 
+def test_convert_a_module_that_stands_in_several_places():
+    shared = nn.ReLU()
+    model = nn.Sequential(shared, nn.Linear(2, 2), nn.Sequential(shared))
+    assert list(convert_activations(model, {nn.ReLU: CRReLU})) == ["0", "2.0"]
+    assert model[0] is model[2][0]
+    assert len(list(model.parameters())) == 3
+
+
+def test_function_transforms():
+    x = torch.randn(5, 3, dtype=torch.float64)
+    slopes = torch.func.vmap(torch.func.grad(lambda row: crrelu(row, 0.3).sum()))(x)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(slopes, torch.autograd.grad(crrelu(leaf, 0.3).sum(), leaf)[0])
+
+
 def test_timm_by_class_and_by_name():
     timm = pytest.importorskip("timm")
     from infotorch.integrations.timm import register
@@ -216,7 +231,34 @@ def test_correction_with_a_kernel_density():
     assert eafo_correction(torch.tanh, found)(torch.zeros(3)).shape == (3,)
 
 
+@pytest.mark.parametrize("activation", [torch.tanh, nn.Softplus(), nn.LeakyReLU(0.1), torch.special.ndtr])
+def test_exact_correction_is_what_the_table_holds(activation):
+    exact, table = (eafo_correction(activation, epsilon=0.02, exact=e, reach=5.0, points=20_001) for e in (True, False))
+    x = torch.linspace(-4, 4, 101, requires_grad=True)
+    torch.testing.assert_close(exact(x), table(x), rtol=1e-5, atol=1e-5)
+    slopes = [torch.autograd.grad(layer(x).sum(), x)[0] for layer in (exact, table)]
+    kinks = x.detach().abs() > 0.01
+    torch.testing.assert_close(slopes[0][kinks], slopes[1][kinks], rtol=5e-3, atol=5e-3)
+    with torch.no_grad():
+        assert not exact(x).requires_grad
+    exact(x).sum().backward()
+    assert exact.epsilon.grad.isfinite()
+    assert exact(x.bfloat16()).dtype is torch.bfloat16
+
+
+def test_a_table_knows_no_place_for_nan():
+    assert eafo_correction(torch.tanh)(torch.tensor([math.nan, math.inf])).isnan().tolist() == [True, False]
+
+
 def test_bad_corrections():
+    with pytest.raises(TypeError, match="activation: expected a function or a module, got int"):
+        eafo_correction(3)  # pyright: ignore
+    with pytest.raises(ValueError, match="epsilon: expected a number in"):
+        eafo_correction(torch.tanh, epsilon=math.nan)
+    with pytest.raises(ValueError, match="samples: expected at least two values"):
+        KernelPrior(torch.ones(1))
+    with pytest.raises(ValueError, match="u: expected values in the activation's range"):
+        entropy_direction(torch.tensor([1.5]), torch.logit)
     with pytest.warns(UserWarning, match="falls where the activation rises"):
         eafo_correction(torch.tanh, epsilon=-9.0)
     with pytest.raises(ValueError, match="std: expected a number in"):
