@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infotorch.core._checks import check_tensor
+from infotorch.core._checks import check_tensor, is_traced
 
 _FLAT = 40.0  # beyond, exp(-x^2/2) is 0 even in float64, and x = inf would give inf * 0
 _EXPONENT = -0.5 / math.log(2)  # exp(-x^2/2) as a power of 2, which PyTorch raises four times as fast on a CPU
@@ -162,7 +162,7 @@ def crrelu(x: Tensor, epsilon: Tensor | float = 0.01) -> Tensor:
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
     if not isinstance(epsilon, Tensor):
         epsilon = torch.tensor(epsilon, dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype, device=x.device)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_traced():
         return _formula(x, epsilon)
     return _CRReLU.apply(x, epsilon)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from infotorch.core import categorical
-from infotorch.core._checks import check_bool_mask, check_choice, check_range, check_tensor
+from infotorch.core._checks import check_bool_mask, check_choice, check_no_nan, check_range, check_tensor
 from infotorch.core.reduce import masked_mean, zero_outside
 from infotorch.nn.supports import TRANSFORMS, Transform, bin_edges, categorical_projection, neighbors
 
@@ -273,7 +273,7 @@ class Histogram(nn.Module):
         index, mass = self._masses(self._mapped(self._wide(target)))
         if index is None:
             return mass
-        return mass.new_zeros(*mass.shape[:-1], self.bins).scatter_(-1, index, mass)
+        return mass.new_zeros(*mass.shape[:-1], self.bins).scatter(-1, index, mass)
 
     def loss(self, logits: Tensor, target: Tensor, *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
         r"""Cross-entropy :math:`-\sum_i p_i \log \mathrm{softmax}(z)_i` in nats.
@@ -284,7 +284,7 @@ class Histogram(nn.Module):
             logits: Shape ``(..., m)``.
             target: Shape ``(...)``; no gradient flows to it.
             mask: Boolean ``(...)``: which entries count. What stands elsewhere, NaN included, changes nothing; an empty
-                mask gives 0.
+                mask gives 0, as does an empty batch.
             reduction: ``"mean"`` or ``"none"`` (0 outside the mask).
 
         Raises:
@@ -321,7 +321,7 @@ class Histogram(nn.Module):
         # A bin without mass counts nothing even where the logits forbid it.
         each = -torch.where(mass == 0, 0.0, mass * log_q).sum(-1)
         if mask is None:
-            return each.mean() if reduction == "mean" else each
+            return each if reduction == "none" else each.mean() if each.numel() else each.sum()
         return masked_mean(each, mask) if reduction == "mean" else zero_outside(each, mask)
 
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -351,13 +351,9 @@ class Histogram(nn.Module):
         """Index and mass ``(..., K)`` of the bins that have any, or None and all masses ``(..., m)``."""
         raise NotImplementedError
 
-    def _wide(self, target: Tensor) -> Tensor:
+    def _wide(self, target: Tensor, name: str = "target") -> Tensor:
         """Targets in the type of the support."""
-        wide = check_tensor("target", target).detach().to(self.edges.dtype)
-        # Elsewhere a NaN becomes a NaN: looking would make the device wait.
-        if not torch.compiler.is_compiling() and wide.device.type == "cpu" and bool(wide.isnan().any()):
-            raise ValueError("target: expected numbers, got NaN")
-        return wide
+        return check_no_nan(name, check_tensor(name, target).detach().to(self.edges.dtype))
 
     def _mapped(self, wide: Tensor) -> Tensor:
         return self.transform.forward(wide.clamp(self.v_min, self.v_max))
@@ -448,7 +444,7 @@ class HLGauss(Histogram):
         few = 2 * reach + 1
         if self._step is None or 2 * few > self.bins:
             return None, hl_gauss_probs(mapped, self.edges, self.sigma)
-        first = ((mapped - self.edges[reach]) / self._step).long().clamp_(0, self.bins - few)
+        first = ((mapped - self.edges[reach]) / self._step).long().clamp(0, self.bins - few)
         near = self.edges.unfold(0, few + 1, 1).index_select(0, first.flatten()).view(*first.shape, few + 1)
         index = first.unsqueeze(-1) + torch.arange(few, device=first.device)
         return index, _normal_masses(mapped.unsqueeze(-1), near, self.sigma)

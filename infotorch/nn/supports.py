@@ -169,13 +169,13 @@ def neighbors(values: Tensor, centers: Tensor, step: float | None = None) -> tup
     """
     last = len(centers) - 2
     if step is None:
-        lower = torch.bucketize(values, centers, right=True).sub_(1).clamp_(0, last)
+        lower = torch.bucketize(values, centers, right=True).sub(1).clamp(0, last)
     else:
-        lower = ((values - centers[0]) / step).long().clamp_(0, last)  # in this order: NaN has no index
+        lower = ((values - centers[0]) / step).long().clamp(0, last)  # in this order: NaN has no index
     flat = lower.reshape(-1)
     left, gap = (x.index_select(0, flat).view_as(lower) for x in (centers, centers.diff()))
     # The division by the step may end on the wrong side of a grid point by its rounding: the clamp mends it.
-    return lower, ((values - left) / gap).clamp_(0, 1)
+    return lower, ((values - left) / gap).clamp(0, 1)
 
 
 def categorical_projection(probs: Tensor, atoms: Tensor, centers: Tensor, *, step: float | None = None) -> Tensor:

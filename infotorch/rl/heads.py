@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infotorch.core._checks import check_bool_mask, check_choice
+from infotorch.core._checks import check_bool_mask, check_choice, check_no_nan
 from infotorch.core.reduce import masked_mean, zero_outside
 from infotorch.nn import C51, HLGauss, RangeReport, RunningRange, TwoHot, mlp
 
@@ -62,13 +62,11 @@ class ScalarHead(nn.Module):
         if mask is not None:
             check_bool_mask("mask", mask, target.shape)
             value, y = zero_outside(value, mask), zero_outside(y, mask)
-        if not torch.compiler.is_compiling() and y.device.type == "cpu" and bool(y.isnan().any()):
-            raise ValueError("target: expected numbers, got NaN")
-        y = y.clamp(self.v_min, self.v_max).to(value.dtype)
+        y = check_no_nan("target", y).clamp(self.v_min, self.v_max).to(value.dtype)
         function = nn.functional.mse_loss if self.kind == "mse" else nn.functional.huber_loss
         each = function(value, y, reduction="none")
         if mask is None:
-            return each.mean() if reduction == "mean" else each
+            return each if reduction == "none" else each.mean() if each.numel() else each.sum()
         return masked_mean(each, mask) if reduction == "mean" else zero_outside(each, mask)
 
     @torch.no_grad()

@@ -257,6 +257,17 @@ def test_compiles_whole(head):
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_function_transforms_and_empty_batches(head):
+    made, (logits, y) = head(-2.0, 2.0, 21), batch()
+    torch.testing.assert_close(torch.func.vmap(made.loss)(logits, y), made.loss(logits, y, reduction="none"))
+    empty = torch.zeros(0, 21, requires_grad=True)
+    loss = made.loss(empty, torch.zeros(0))
+    loss.backward()
+    assert loss == 0
+    assert made(empty).shape == (0,)
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_no_gradient_to_targets(head):
     made, (logits, y) = head(-2.0, 2.0, 21), batch()
     y.requires_grad_()
@@ -325,7 +336,8 @@ NAN = torch.tensor([0.0, math.nan])
         (TypeError, lambda: TwoHot(0, 1, 5).loss(torch.zeros(2, 5), torch.zeros(2), mask=torch.ones(2)), "boolean"),
         (ValueError, lambda: TwoHot(0, 1, 5).range_report(torch.zeros(0)), "at least one value"),
         (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), torch.zeros(3), torch.zeros(2)), "reward: exp"),
-        (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), NAN, torch.zeros(2)), "got NaN"),
+        (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), NAN, torch.zeros(2)), "reward: exp.* NaN"),
+        (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), torch.zeros(2), NAN), "discount: exp.* NaN"),
         (ValueError, lambda: C51(0, 1, 5).cross_entropy(torch.zeros(2, 5), torch.zeros(5)), "probs: expected shape"),
         (ValueError, lambda: categorical_projection(torch.ones(2), torch.ones(3), torch.arange(4.0)), "atoms: exp"),
         (ValueError, lambda: categorical_projection(torch.ones(2), torch.ones(2), torch.ones(1)), "centers: expected"),
