@@ -148,7 +148,7 @@ class QNetwork(nn.Module):
         body: Module from observations ``(B, *shape)`` to features ``(B, F)`` instead.
 
     Raises:
-        ValueError: No action, an observation that is neither vector nor image.
+        ValueError: No action, no hidden layer, an observation that is neither vector nor image.
 
     >>> network = QNetwork((3,), 2, HLGauss(0.0, 1.0, 11))
     >>> logits = network(torch.zeros(5, 3))
@@ -168,6 +168,8 @@ class QNetwork(nn.Module):
         super().__init__()
         if actions < 1:
             raise ValueError(f"actions: expected a positive int, got {actions}")
+        if body is None and not hidden:
+            raise ValueError("hidden: expected at least one width, got none")
         if body is None and len(shape) not in (1, 3):
             raise ValueError(f"shape: expected a vector or (height, width, channels), got {tuple(shape)}; pass a body")
         if body is None and len(shape) == 3:
