@@ -5,7 +5,7 @@ of transitions that a half-trained agent with 30 % random actions has collected,
 --minatar a fourth plays a game of MinAtar. Differences to the squared error are between runs with the same seed.
 
     python examples/categorical_dqn.py                       one seed, two minutes on one CPU core
-    python examples/categorical_dqn.py --minatar Breakout    and a MinAtar game (needs minatar), twice that
+    python examples/categorical_dqn.py --minatar Breakout    and a MinAtar game (needs minatar), three
     python examples/categorical_dqn.py --full                five seeds, 30,000 updates for the game
 
 Written to --out: categorical-dqn.json and categorical-dqn.png.
