@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -138,7 +139,7 @@ class Histogram(nn.Module):
         self.readout = check_choice("readout", readout, ("inverse_of_mean", "mean_of_inverse"))
         if not v_min < v_max:
             raise ValueError(f"v_min, v_max: expected finite numbers with v_min < v_max, got {v_min} and {v_max}")
-        low, high = transform.forward(torch.tensor([v_min, v_max], dtype=torch.float64)).tolist()
+        low, high = transform.forward(_exactly([v_min, v_max])).tolist()
         self.v_min, self.v_max, self.bins = float(v_min), float(v_max), bins
         self.register_buffer("edges", torch.zeros(0), persistent=False)
         self.register_buffer("centers", torch.zeros(0), persistent=False)
@@ -166,7 +167,7 @@ class Histogram(nn.Module):
         head = cls(float(given[0]), float(given[-1]), len(given) - 1, **options)
         head._set_edges(head.transform.forward(given).tolist())
         if head.usual_range == "centers":
-            exact = torch.tensor(head._exact, dtype=torch.float64)
+            exact = _exactly(head._exact)
             ends = (exact[1:] + exact[:-1])[[0, -1]] / 2
             head.v_min, head.v_max = head.transform.inverse(ends).tolist()
         return head
@@ -202,9 +203,9 @@ class Histogram(nn.Module):
 
     def _set_edges(self, edges: Sequence[float]) -> None:
         self._exact = tuple(edges)
-        wide = torch.tensor(self._exact, dtype=torch.float64)  # not on the device, which may lack the type
+        wide = _exactly(self._exact)
         mean = (self._exact[-1] - self._exact[0]) / self.bins
-        equal = bool(((wide.diff() / mean - 1).abs() < 1e-9).all())
+        equal = all(abs((b - a) / mean - 1) < 1e-9 for a, b in pairwise(self._exact))
         self._step = mean if equal else None
         dtype = torch.float64 if self.edges.dtype == torch.float64 else torch.float32
         where = {"device": self.edges.device, "dtype": dtype}
@@ -448,6 +449,11 @@ class HLGauss(Histogram):
         near = self.edges.unfold(0, few + 1, 1).index_select(0, first.flatten()).view(*first.shape, few + 1)
         index = first.unsqueeze(-1) + torch.arange(few, device=first.device)
         return index, _normal_masses(mapped.unsqueeze(-1), near, self.sigma)
+
+
+def _exactly(values: Sequence[float]) -> Tensor:
+    """In float64, and not on the device, which may lack the type."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _at(ordered: Tensor, level: float) -> float:

@@ -288,6 +288,14 @@ def test_a_checkpoint_carries_the_support():
         HLGauss(0.0, 1.0, 21).load_state_dict(first.state_dict())
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_built_without_memory(head):
+    with torch.device("meta"):
+        made = head(-1.0, 1.0, 5)
+        assert made.loss(torch.zeros(2, 5), torch.zeros(2)).device.type == "meta"
+    assert torch.equal(made.to_empty(device="cpu").edges, head(-1.0, 1.0, 5).edges)
+
+
 def test_from_data_is_the_quantile_range():
     y = torch.randn(1000, dtype=torch.float64)
     head = TwoHot.from_data(y, q=(0.01, 0.99))
