@@ -37,7 +37,7 @@ def _loss(rows: int, options: Options) -> Built:
         ours=Subject("HLGauss", version_of("infotorch") or "source tree", partial(_backward, logits, target, ours)),
         peers=[
             Subject(PORT, port or "-", run, "" if port else "not installed"),
-            Subject("plain torch", torch.__version__, partial(_backward, logits, target, _plain), floor=True),
+            Subject("plain torch", torch.__version__, partial(_backward, logits, target, _plain), "checks nothing"),
         ],
         reference=partial(_backward, logits.double(), target.double(), wide),
         input_bytes=logits.numel() * 4,

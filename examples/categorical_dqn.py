@@ -1,10 +1,11 @@
 """DQN with classified values: HL-Gauss, two-hot, C51 and the squared error on CartPole, with and without noisy rewards.
 
-Only the head and its loss differ. A second part learns from a fixed set of transitions that a half-trained agent with
-30 % random actions has collected, with the conservative penalty. With --minatar a third part plays a game of MinAtar.
+Only the head and its loss differ. A second part makes the network smaller and larger. A third learns from a fixed set
+of transitions that a half-trained agent with 30 % random actions has collected, with the conservative penalty. With
+--minatar a fourth plays a game of MinAtar. Differences to the squared error are between runs with the same seed.
 
-    python examples/categorical_dqn.py                       one seed, about a minute on one CPU core
-    python examples/categorical_dqn.py --minatar Breakout    and a MinAtar game (needs minatar), twice that
+    python examples/categorical_dqn.py                       one seed, two minutes on one CPU core
+    python examples/categorical_dqn.py --minatar Breakout    and a MinAtar game (needs minatar), three
     python examples/categorical_dqn.py --full                five seeds, 30,000 updates for the game
 
 Written to --out: categorical-dqn.json and categorical-dqn.png.
@@ -20,7 +21,9 @@ from typing import Any
 import torch
 from common import (
     base_parser,
+    difference,
     format_spread,
+    interval,
     plain_trainer,
     plotting,
     print_table,
@@ -35,6 +38,7 @@ from infotorch.rl import CategoricalDQN, Collector, Episode, OfflineDQN, QLearne
 HEADS = {"mse": "MSE", "c51": "C51", "two_hot": "two-hot", "hl_gauss": "HL-Gauss"}
 PAIR = ("mse", "hl_gauss")
 NOISES = (0.0, 1.0)
+WIDTHS = (32, 512)  # and that of CARTPOLE
 ENVS, GAMMA = 4, 0.99
 CARTPOLE = {"v_min": 0.0, "v_max": 1 / (1 - GAMMA), "hidden": (128, 128), "batch_size": 128, "target_sync": 125}
 MINATAR = {"v_min": -5.0, "v_max": 30.0, "batch_size": 64, "target_sync": 250}
@@ -118,20 +122,31 @@ def curve(episodes: list[Episode], points: int, steps: int) -> list[float]:
     return found
 
 
-def plot(curves: dict[str, dict[str, list[list[float]]]], steps: dict[str, int], path: Path) -> None:
+def plot(
+    curves: dict[str, dict[str, list[list[float]]]], steps: dict[str, int], widths: dict[str, Any], path: Path
+) -> None:
     plt = plotting()
-    figure, axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 3.8), squeeze=False)
-    for axis, (title, lines) in zip(axes[0], curves.items(), strict=True):
+    figure, axes = plt.subplots(1, len(curves) + 1, figsize=(5 * (len(curves) + 1), 3.8), squeeze=False)
+    for axis, (title, lines) in zip(axes[0], curves.items(), strict=False):
         for head, runs in lines.items():
             color = f"C{list(HEADS.values()).index(head)}"
             values = torch.tensor(runs)
             x = [steps[title] * (i + 1) / values.shape[1] for i in range(values.shape[1])]
             axis.plot(x, values.mean(0), label=head, color=color)
             if len(runs) > 1:
-                low, high = values.mean(0) - values.std(0), values.mean(0) + values.std(0)
+                low, high = zip(*(interval(column) for column in values.T.tolist()), strict=True)
                 axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="environment steps", ylabel="return of the last ten episodes", ylim=(0, None))
         axis.legend(fontsize=8)
+    for i, head in enumerate(PAIR):
+        rows = [row[HEADS[head]]["values"] for row in widths.values()]
+        means = [mean(row) for row in rows]
+        halves = [interval(row)[1] - mean(row) for row in rows]
+        places, color = [j + 0.08 * (2 * i - 1) for j in range(len(rows))], f"C{list(HEADS).index(head)}"
+        axes[0, -1].errorbar(places, means, halves, marker="o", capsize=3, label=HEADS[head], color=color)
+    axes[0, -1].set_xticks(range(len(widths)), [key.split()[1] for key in widths])
+    axes[0, -1].set(title="CartPole-v1, best actions at the end", xlabel="width of both layers", ylim=(0, None))
+    axes[0, -1].legend(fontsize=8)
     figure.savefig(path)
 
 
@@ -150,7 +165,8 @@ def main() -> None:
     curves: dict[str, dict[str, list[list[float]]]] = {}
     steps: dict[str, int] = {}
     tables: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(seeds) * (len(NOISES) * len(HEADS) + 3) + 2 * len(game_seeds), unit="run") as bar:
+    each = len(NOISES) * len(HEADS) + len(WIDTHS) * len(PAIR) + 3
+    with tqdm(total=len(seeds) * each + 2 * len(game_seeds), unit="run") as bar:
 
         def compare(env_id: str, heads: Any, updates: int, common: dict[str, Any], noise: float, over: Any) -> None:
             title = f"{env_id}, reward noise {noise:g}" if noise else env_id
@@ -169,10 +185,32 @@ def main() -> None:
 
         for noise in NOISES:
             compare("CartPole-v1", HEADS, args.updates, CARTPOLE, noise, seeds)
+        usual = CARTPOLE["hidden"][0]
+        key = "best actions"
+        by_width = {usual: {HEADS[head]: tables["CartPole-v1"][HEADS[head]][key] for head in PAIR}}
+        for width in WIDTHS:
+            bar.set_description(f"CartPole-v1, width {width}")
+            for head in PAIR:
+                rows = []
+                for seed in seeds:
+                    dqn = online("CartPole-v1", head, seed, args.updates, CARTPOLE | {"hidden": (width, width)})
+                    rows.append({key: score(dqn, "CartPole-v1")})
+                    bar.update()
+                by_width.setdefault(width, {})[HEADS[head]] = spreads(rows)[key]
+        widths = {f"width {width}": by_width[width] for width in sorted(by_width)}
         bar.set_description("offline")
         fixed = spreads([offline(seed, args.updates, bar) for seed in seeds])
         if args.minatar:
             compare(f"MinAtar/{args.minatar}-v1", PAIR, game_updates, MINATAR, 0.0, game_seeds)
+    versus: dict[str, dict[str, float]] = {}
+    if len(seeds) > 1:
+        for title, table in tables.items():
+            base = table["MSE"]
+            for head, row in table.items():
+                if head != "MSE":
+                    versus |= {f"{title}: {head}, {k}": difference(row[k]["values"], base[k]["values"]) for k in row}
+        for title, row in [*((f"CartPole-v1, {w}", x) for w, x in widths.items()), ("CartPole-v1, offline", fixed)]:
+            versus[f"{title}: HL-Gauss"] = difference(row["HL-Gauss"]["values"], row["MSE"]["values"])
     game = (
         f" {args.minatar} of MinAtar: {game_updates} updates of 64, range [-5, 30], {len(game_seeds)} seeds, a small "
         "part of the customary five million frames."
@@ -187,23 +225,36 @@ def main() -> None:
             f"Double DQN on CartPole-v1, two layers of 128, Adam with 5e-4, {ENVS} environments, {args.updates} "
             f"updates of 128 transitions, discount {GAMMA}, 51 bins on [0, 100], random actions from all to 5 %, with "
             "rewards as they are and with uniform noise from [-1, 1] added to each while training; returns of the last "
-            f"20 training episodes and of 10 episodes of best actions. Offline: {OFFLINE_ROWS} transitions of a "
-            f"half-trained agent with 30 % random actions, conservative penalty {CQL}, "
+            "20 training episodes and of 10 episodes of best actions. By width: of both layers. Offline: "
+            f"{OFFLINE_ROWS} transitions of a half-trained agent with 30 % random actions, conservative penalty {CQL}, "
             f"{args.updates} updates, returns of 10 episodes.{game}"
         ),
         seeds=seeds,
-        results={**tables, "offline, returns of best actions": {"CartPole-v1": fixed}},
+        results={
+            **tables,
+            "CartPole-v1 by width of the network, returns of best actions": widths,
+            "offline, returns of best actions": {"CartPole-v1": fixed},
+            **({"returns minus those of the squared error with the same seed": versus} if versus else {}),
+        },
         packages=("lightning", "gymnasium", "minatar") if args.minatar else ("lightning", "gymnasium"),
         curves=curves,
     )
-    plot(curves, steps, args.out / "categorical-dqn.png")
+    plot(curves, steps, widths, args.out / "categorical-dqn.png")
     for title, table in tables.items():
         names = list(next(iter(table.values())))
         rows = [[head, *(format_spread(row[name]["values"], 1) for name in names)] for head, row in table.items()]
         print_table(("return", *names), rows, title=title)
     print_table(
+        ("best actions", *(HEADS[head] for head in PAIR)),
+        [[w, *(format_spread(x["values"], 1) for x in row.values())] for w, row in widths.items()],
+        title="CartPole-v1, width of the network",
+    )
+    print_table(
         ("return", *fixed), [["CartPole-v1", *(format_spread(x["values"], 1) for x in fixed.values())]], title="offline"
     )
+    if versus:
+        rows = [[k, f"{d['mean difference']:.1f}", f"{d['95 % from']:.1f} to {d['to']:.1f}"] for k, d in versus.items()]
+        print_table(("minus MSE, same seed", "mean", "95 % interval"), rows)
 
 
 if __name__ == "__main__":

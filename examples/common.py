@@ -20,7 +20,9 @@ __all__ = [
     "COLORS",
     "base_parser",
     "command_line",
+    "difference",
     "format_spread",
+    "interval",
     "label_points",
     "plain_trainer",
     "plotting",
@@ -117,6 +119,21 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def spreads(rows: Sequence[Mapping[str, float]], keys: Sequence[str] | None = None) -> dict[str, Any]:
     """`spread` of every quantity over the runs, each a row; with ``keys`` of those among them that were measured."""
     return {key: spread([row[key] for row in rows]) for key in keys or rows[0] if key in rows[0]}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of a quantity over the seeds; of a single value the value itself."""
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return mean(values) - half, mean(values) + half
+
+
+def difference(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Mean of the differences between runs with the same seed, and its 95 % interval, see `interval`."""
+    found = [a - b for a, b in zip(values, base, strict=True)]
+    low, high = interval(found)
+    return {"mean difference": mean(found), "95 % from": low, "to": high}
 
 
 def format_spread(values: Sequence[float], digits: int = 3) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from _data import Images, add_data_root, images, text
-from common import COLORS, base_parser, format_spread, plotting, print_table, spreads, write_ledger
+from common import COLORS, base_parser, difference, format_spread, plotting, print_table, spreads, write_ledger
 from scipy import integrate
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -201,10 +201,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = base_parser(__doc__, slug="crrelu", seeds=3)
     add_data_root(parser)
+    parser.add_argument("--images", type=int, default=None, help="to train on (none given: 1500, or 20000 if --full)")
+    parser.add_argument("--epochs", type=int, default=None, help="over them (none given: 12, or 30 if --full)")
     args = parser.parse_args()
     seeds = range(args.seed, args.seed + (args.seeds or 3))
-    epochs, steps = (30, 3000) if args.full else (12, 80)
-    data = images(args.data_root, "cifar", train=20000 if args.full else 1500, test=5000 if args.full else 1000)
+    epochs, steps = args.epochs or (30 if args.full else 12), 3000 if args.full else 80
+    count = args.images or (20_000 if args.full else 1_500)
+    data = images(args.data_root, "cifar", train=count, test=5_000 if count > 1_500 else 1_000)
     name, corpus = text(args.data_root)
     letters = {c: i for i, c in enumerate(sorted(set(corpus)))}
     codes = torch.tensor([letters[c] for c in corpus])
@@ -218,6 +221,13 @@ def main() -> None:
             for task, key, found in (("vision", "accuracy", seen), ("language", "nats", told)):
                 results[task][label] = spreads(found, (key, "bump"))
                 ends.setdefault(task, {})[label] = [r["epsilon"] for r in found]
+    if len(seeds) > 1:
+        results["CRReLU minus the others with the same seed"] = {
+            f"{key}: {label}": difference(row["CRReLU"][key]["values"], values[key]["values"])
+            for key, row in (("accuracy", results["vision"]), ("nats", results["language"]))
+            for label, values in row.items()
+            if label != "CRReLU"
+        }
     results["entropy of the positive output"] = {str(e): output_entropy(e) for e in (-0.05, -0.01, 0.0, 0.01, 0.05)}
     args.out.mkdir(parents=True, exist_ok=True)
     plot(results, args.out / "crrelu.png")
@@ -226,8 +236,8 @@ def main() -> None:
         slug="crrelu",
         claim=CLAIM,
         experiment=(
-            f"{data.name}, {epochs} epochs of a small vision transformer; {name}, {steps} steps of a small language "
-            "model."
+            f"{data.name}, {epochs} epochs of a small vision transformer, batches of {BATCH}; {name}, {steps} steps of "
+            "a small language model."
         ),
         seeds=list(seeds),
         results=results,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from _data import images
-from common import base_parser, format_spread, plotting, print_table, spreads, write_ledger
+from common import base_parser, difference, format_spread, interval, plotting, print_table, spreads, write_ledger
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -146,12 +146,28 @@ def moving(seed: int, steps: int, bar: Any) -> dict[str, Any]:
     return found
 
 
+def against(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """HL-Gauss minus the others, run by run, in every row of every table."""
+    return {
+        f"{title} {key}: minus {name}".strip(): difference(row["HL-Gauss"]["values"], row[name]["values"])
+        for title, table in tables.items()
+        for key, row in table.items()
+        for name in row
+        if name != "HL-Gauss"
+    }
+
+
+def half(row: dict[str, Any]) -> float:
+    """Half of the 95 % interval."""
+    return interval(row["values"])[1] - row["mean"]
+
+
 def plot(noise: dict[str, Any], width: dict[str, Any], levels: dict[str, Any], path: Path) -> None:
     plt = plotting()
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), gridspec_kw={"width_ratios": (1.7, 1, 1)})
     colors = {name: f"C{i}" for i, name in enumerate(HEADS)}
     for i, name in enumerate(HEADS):
-        heights, errors = zip(*((noise[n][name]["mean"], noise[n][name]["std"]) for n in noise), strict=True)
+        heights, errors = zip(*((noise[n][name]["mean"], half(noise[n][name])) for n in noise), strict=True)
         places = [j + 0.16 * (i - 2) for j in range(len(noise))]
         axes[0].bar(places, heights, 0.15, yerr=errors, label=name, color=colors[name], ecolor="gray")
     axes[0].set_xticks(range(len(noise)), list(noise), fontsize=9)
@@ -160,7 +176,7 @@ def plot(noise: dict[str, Any], width: dict[str, Any], levels: dict[str, Any], p
     panels = ((axes[1], width, f"{WIDTH_NOISE} noise: RMSE by width"), (axes[2], levels, "moving targets: MSE"))
     for axis, table, title in panels:
         for name in next(iter(table.values())):
-            heights, errors = zip(*((row[name]["mean"], row[name]["std"]) for row in table.values()), strict=True)
+            heights, errors = zip(*((row[name]["mean"], half(row[name])) for row in table.values()), strict=True)
             axis.errorbar(range(len(table)), heights, errors, label=name, color=colors[name], marker="o", capsize=3)
         axis.set_xticks(range(len(table)), [key.split()[1] for key in table])
         axis.set(title=title, xlabel=next(iter(table)).split()[0], ylim=(0, None))
@@ -202,6 +218,7 @@ def main() -> None:
             "RMSE to the noise-free function, by noise": noise,
             f"RMSE to the noise-free function with {WIDTH_NOISE} noise, by width": width,
             "MSE on moving targets at the end of each level (0.5 is predicting the level)": levels,
+            "HL-Gauss minus the others with the same seed": against({"noise": noise, "": width, "moving,": levels}),
         },
         packages=("scikit-learn",),
     )

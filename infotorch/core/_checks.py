@@ -31,6 +31,18 @@ def check_bool_mask(name: str, mask: object, shape: Iterable[int] | None = None)
     return mask
 
 
+def is_traced() -> bool:
+    """Whether values stand for others and cannot be looked at: while compiling, and under function transforms."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def check_no_nan(name: str, x: Tensor) -> Tensor:
+    """Return ``x``, which has no NaN where looking is free: not in a trace, nor on a device that we would wait for."""
+    if not is_traced() and x.device.type == "cpu" and bool(x.isnan().any()):
+        raise ValueError(f"{name}: expected numbers, got NaN")
+    return x
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """Return ``value`` if it is among ``choices``, else raise ValueError with the nearest one."""
     choices = list(choices)

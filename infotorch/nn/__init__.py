@@ -14,6 +14,7 @@ from infotorch.nn.eafo import (
 )
 from infotorch.nn.histogram import Histogram, HLGauss, RangeReport, TwoHot, hl_gauss_probs, two_hot_probs
 from infotorch.nn.mlp import mlp
+from infotorch.nn.running_range import RunningRange
 from infotorch.nn.set_attention import AttentionBlock, AttentionPooling, InducedSelfAttention, SelfAttention
 from infotorch.nn.supports import (
     Transform,
@@ -44,6 +45,7 @@ __all__ = [
     "KernelPrior",
     "NormalPrior",
     "RangeReport",
+    "RunningRange",
     "SelfAttention",
     "SeparableCritic",
     "TinyDecoder",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infotorch.core._checks import is_traced
+from infotorch.nn._chunks import rows_per_chunk
 from infotorch.nn.histogram import RangeReport, TwoHot
 from infotorch.nn.supports import categorical_projection
 
@@ -38,20 +40,36 @@ class C51(TwoHot):
             discount: ``(...)``: what the next state's value counts; 0 where the episode ended.
 
         Raises:
-            ValueError: Shapes that do not fit, rewards that are NaN.
+            ValueError: Shapes that do not fit, rewards or discounts that are NaN.
         """
-        atoms = self.atoms(next_probs, reward, discount)
-        mapped = self.transform.forward(atoms.clamp(self.v_min, self.v_max))
-        return categorical_projection(next_probs.detach().to(mapped.dtype), mapped, self.centers)
+        given = (next_probs.detach().reshape(-1, self.bins), *self._checked(next_probs, reward, discount))
+        if is_traced():
+            return self._projected(*given).view(next_probs.shape)
+        size = rows_per_chunk(None, 8 * self.bins, next_probs.device)  # as many numbers are there at a time
+        size *= torch.get_num_threads() if next_probs.device.type == "cpu" else 1
+        out = given[1].new_empty(next_probs.shape)
+        pieces = (x.split(size) for x in (out.view(-1, self.bins), *given))
+        for piece, probs, rewards, discounts in zip(*pieces, strict=True):
+            piece.copy_(self._projected(probs, rewards, discounts))
+        return out
 
     def atoms(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
         """Where the next state's masses go before they are clipped and projected: ``(..., m)``, in values."""
+        return self._atoms(*self._checked(next_probs, reward, discount)).view(next_probs.shape)
+
+    def _checked(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> tuple[Tensor, Tensor]:
         self._check_logits(next_probs)
         for name, given in (("reward", reward), ("discount", discount)):
             if given.shape != next_probs.shape[:-1]:
                 raise ValueError(f"{name}: expected shape {tuple(next_probs.shape[:-1])}, got {tuple(given.shape)}")
-        values = self.transform.inverse(self.centers)
-        return self._wide(reward).unsqueeze(-1) + discount.to(values.dtype).unsqueeze(-1) * values
+        return self._wide(reward, "reward").flatten(), self._wide(discount, "discount").flatten()
+
+    def _atoms(self, reward: Tensor, discount: Tensor) -> Tensor:
+        return reward.unsqueeze(-1) + discount.unsqueeze(-1) * self.transform.inverse(self.centers)
+
+    def _projected(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        mapped = self.transform.forward(self._atoms(reward, discount).clamp_(self.v_min, self.v_max))
+        return categorical_projection(next_probs.to(mapped.dtype), mapped, self.centers, step=self._step)
 
     @torch.no_grad()
     def bootstrap_report(self, next_probs: Tensor, reward: Tensor, discount: Tensor) -> RangeReport:

@@ -92,6 +92,8 @@ class KernelPrior:
 
     def __init__(self, samples: Tensor, bandwidth: float | None = None) -> None:
         self.samples = as_samples("samples", samples).flatten()
+        if len(self.samples) < 2 and bandwidth is None:
+            raise ValueError("samples: expected at least two values, or a bandwidth, got one")
         silverman = 1.06 * float(self.samples.std()) * len(self.samples) ** -0.2
         self.bandwidth = check_range("bandwidth", silverman if bandwidth is None else bandwidth, 0.0, low_open=True)
 
@@ -145,11 +147,16 @@ def entropy_direction(u: Tensor, inverse: Function, prior: Prior | None = None) 
     Returns:
         Shape of ``u``, 0 where ``y'`` is infinite.
 
+    Raises:
+        ValueError: A ``u`` outside the activation's range.
+
     >>> entropy_direction(torch.tensor([0.1, 0.5], dtype=torch.float64), torch.special.ndtri).abs().max() < 1e-12
     tensor(True)
     """
     prior = prior or NormalPrior()
     y, first, second = _derivatives(inverse, u)
+    if bool(y.isnan().any()):
+        raise ValueError("u: expected values in the activation's range, got one where its inverse is NaN")
     eta = -(prior.slope(y) * first + prior.density(y) * second / first)
     return torch.where(first.isfinite() & second.isfinite() & (first > 0), eta, 0.0)
 
@@ -169,8 +176,10 @@ def activation_direction(x: Tensor, activation: Function, prior: Prior | None = 
     >>> -activation_direction(x, lambda x: x) * (2 * torch.pi) ** 0.5  # CRReLU's bump, x exp(-x^2 / 2)
     tensor([0.6065])
     """
-    prior = prior or NormalPrior()
-    _, first, second = _derivatives(activation, x)
+    return _direction(x, prior or NormalPrior(), *_derivatives(activation, x)[1:])
+
+
+def _direction(x: Tensor, prior: Prior, first: Tensor, second: Tensor) -> Tensor:
     steep = first.abs() > _STEEP
     return torch.where(steep, prior.slope(x) - prior.density(x) * second / torch.where(steep, first, 1.0), 0.0)
 
@@ -178,38 +187,36 @@ def activation_direction(x: Tensor, activation: Function, prior: Prior | None = 
 def _derivatives(function: Function, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Value, first and second derivative, elementwise and without a graph."""
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        value = function(leaf)
-        (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
-        second = torch.zeros_like(leaf)
-        if first.requires_grad:
-            (found,) = torch.autograd.grad(first.sum(), leaf, allow_unused=True)
-            second = second if found is None else found
-    return value.detach(), first.detach(), second
+        value, first, second = _with_graph(function, x.detach().requires_grad_())
+    return value.detach(), first.detach(), second.detach()
+
+
+def _with_graph(function: Function, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value = function(x)
+    (first,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    second = None
+    if first.requires_grad:
+        (second,) = torch.autograd.grad(first.sum(), x, create_graph=True, allow_unused=True)
+    return value, first, torch.zeros_like(x) if second is None else second
 
 
 class CorrectedActivation(nn.Module):
-    """An activation plus a learnable multiple of its correction, read from a table of it.
+    """An activation plus a learnable multiple of its correction.
 
     Made by `eafo_correction`.
 
     Args:
         activation: The activation.
-        grid: Increasing, equally spaced inputs.
-        correction: Values at those; between them it is linear, beyond them constant.
+        correction: The correction.
         epsilon: Start of the multiple.
         learnable: False keeps it there.
     """
 
     epsilon: Tensor
-    grid: Tensor
-    correction: Tensor
 
-    def __init__(self, activation: Function, grid: Tensor, correction: Tensor, epsilon: float, learnable: bool) -> None:
+    def __init__(self, activation: Function, correction: nn.Module, epsilon: float, learnable: bool) -> None:
         super().__init__()
-        self.activation = activation
-        self.register_buffer("grid", grid)
-        self.register_buffer("correction", correction)
+        self.activation, self.correction = activation, correction
         start = torch.tensor(float(epsilon))
         if learnable:
             self.epsilon = nn.Parameter(start)
@@ -218,13 +225,44 @@ class CorrectedActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate."""
+        return self.activation(x) + (self.epsilon * self.correction(x)).to(x.dtype)
+
+
+class _Table(nn.Module):
+    """A function by its values at increasing, equally spaced points: linear between, constant beyond."""
+
+    grid: Tensor
+    values: Tensor
+
+    def __init__(self, grid: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("grid", grid)
+        self.register_buffer("values", values)
+
+    def forward(self, x: Tensor) -> Tensor:
         cells = len(self.grid) - 1
         place = (x.to(self.grid.dtype) - self.grid[0]) / (self.grid[-1] - self.grid[0]) * cells
         place = place.clamp(0, cells)
-        low = place.detach().long().clamp(max=cells - 1)
+        low = place.detach().long().clamp(0, cells - 1)  # NaN has no index
         share = place - low
-        bump = self.correction[low] * (1 - share) + self.correction[low + 1] * share
-        return self.activation(x) + (self.epsilon * bump).to(x.dtype)
+        return self.values[low] * (1 - share) + self.values[low + 1] * share
+
+
+class _Exact(nn.Module):
+    """The correction at every input, by differentiating the activation there."""
+
+    def __init__(self, activation: Function, prior: Prior, scale: float) -> None:
+        super().__init__()
+        self.activation, self.prior, self.scale = activation, prior, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            leaf = x if wanted else x.detach().requires_grad_()
+            wide = leaf.to(torch.promote_types(x.dtype, torch.float32))
+            _, first, second = _with_graph(self.activation, wide)
+            found = self.scale * _direction(wide, self.prior, first, second)
+        return found if wanted else found.detach()
 
 
 def eafo_correction(
@@ -236,6 +274,7 @@ def eafo_correction(
     scale: float = math.sqrt(2 * math.pi),
     reach: float = 6.0,
     points: int = 2049,
+    exact: bool = False,
 ) -> CorrectedActivation:
     r"""An activation with its entropy correction: :math:`f(x) + \epsilon\, s\, \delta(x)`.
 
@@ -250,9 +289,12 @@ def eafo_correction(
         scale: :math:`s`.
         reach: The correction is tabulated on ``[-reach, reach]``.
         points: Of the table.
+        exact: True differentiates the activation at every input, anew in every call, in place of the table.
 
     Raises:
-        ValueError: ``reach`` not positive, fewer than two points, or an activation that is not finite there.
+        TypeError: ``activation`` cannot be called.
+        ValueError: ``reach`` not positive, fewer than two points, an ``epsilon`` that is not finite, or an activation
+            that is not finite there.
 
     Warns:
         UserWarning: At ``epsilon`` the corrected activation falls somewhere that the activation rises.
@@ -261,7 +303,10 @@ def eafo_correction(
     >>> layer(torch.zeros(1)).item()
     0.0
     """
-    check_range("reach", reach, 0.0, low_open=True)
+    if not callable(activation):
+        raise TypeError(f"activation: expected a function or a module, got {type(activation).__name__}")
+    check_range("epsilon", epsilon, -math.inf, math.inf, low_open=True, high_open=True)
+    check_range("reach", reach, 0.0, math.inf, low_open=True, high_open=True)
     check_range("points", points, 2)
     grid = torch.linspace(-reach, reach, points, dtype=torch.float64)
     delta = scale * activation_direction(grid, activation, prior)
@@ -276,4 +321,5 @@ def eafo_correction(
             stacklevel=2,
         )
     kind = torch.get_default_dtype()
-    return CorrectedActivation(activation, grid.to(kind), delta.to(kind), epsilon, learnable)
+    correction = _Exact(activation, prior or NormalPrior(), scale) if exact else _Table(grid.to(kind), delta.to(kind))
+    return CorrectedActivation(activation, correction, epsilon, learnable)

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from infotorch.core import categorical
-from infotorch.core._checks import check_bool_mask, check_choice, check_range, check_tensor
+from infotorch.core._checks import check_bool_mask, check_choice, check_no_nan, check_range, check_tensor
 from infotorch.core.reduce import masked_mean, zero_outside
-from infotorch.nn.supports import TRANSFORMS, Transform, bin_edges, categorical_projection
+from infotorch.nn.supports import TRANSFORMS, Transform, bin_edges, categorical_projection, neighbors
 
 __all__ = ["HLGauss", "Histogram", "RangeReport", "TwoHot", "hl_gauss_probs", "two_hot_probs"]
 
@@ -49,8 +50,7 @@ def hl_gauss_probs(target: Tensor, edges: Tensor, sigma: float | Tensor) -> Tens
     tensor([0.8127, 0.1873])
     """
     y = target.detach().to(edges.dtype).clamp(edges[0], edges[-1]).unsqueeze(-1)
-    cdf = torch.erf((edges - y) / (math.sqrt(2) * sigma))
-    return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])
+    return _normal_masses(y, edges, sigma)
 
 
 def two_hot_probs(target: Tensor, centers: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Histogram(nn.Module):
         self.readout = check_choice("readout", readout, ("inverse_of_mean", "mean_of_inverse"))
         if not v_min < v_max:
             raise ValueError(f"v_min, v_max: expected finite numbers with v_min < v_max, got {v_min} and {v_max}")
-        low, high = transform.forward(torch.tensor([v_min, v_max], dtype=torch.float64)).tolist()
+        low, high = transform.forward(_exactly([v_min, v_max])).tolist()
         self.v_min, self.v_max, self.bins = float(v_min), float(v_max), bins
         self.register_buffer("edges", torch.zeros(0), persistent=False)
         self.register_buffer("centers", torch.zeros(0), persistent=False)
@@ -167,7 +167,7 @@ class Histogram(nn.Module):
         head = cls(float(given[0]), float(given[-1]), len(given) - 1, **options)
         head._set_edges(head.transform.forward(given).tolist())
         if head.usual_range == "centers":
-            exact = torch.tensor(head._exact, dtype=torch.float64)
+            exact = _exactly(head._exact)
             ends = (exact[1:] + exact[:-1])[[0, -1]] / 2
             head.v_min, head.v_max = head.transform.inverse(ends).tolist()
         return head
@@ -203,7 +203,10 @@ class Histogram(nn.Module):
 
     def _set_edges(self, edges: Sequence[float]) -> None:
         self._exact = tuple(edges)
-        wide = torch.tensor(self._exact, dtype=torch.float64)  # not on the device, which may lack the type
+        wide = _exactly(self._exact)
+        mean = (self._exact[-1] - self._exact[0]) / self.bins
+        equal = all(abs((b - a) / mean - 1) < 1e-9 for a, b in pairwise(self._exact))
+        self._step = mean if equal else None
         dtype = torch.float64 if self.edges.dtype == torch.float64 else torch.float32
         where = {"device": self.edges.device, "dtype": dtype}
         self.edges, self.centers = wide.to(**where), ((wide[1:] + wide[:-1]) / 2).to(**where)
@@ -268,7 +271,10 @@ class Histogram(nn.Module):
             TypeError: Not a tensor.
             ValueError: A target is NaN. Infinite ones are clamped like all outside the range.
         """
-        return self._histogram(self._mapped(self._wide(target)))
+        index, mass = self._masses(self._mapped(self._wide(target)))
+        if index is None:
+            return mass
+        return mass.new_zeros(*mass.shape[:-1], self.bins).scatter(-1, index, mass)
 
     def loss(self, logits: Tensor, target: Tensor, *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
         r"""Cross-entropy :math:`-\sum_i p_i \log \mathrm{softmax}(z)_i` in nats.
@@ -279,7 +285,7 @@ class Histogram(nn.Module):
             logits: Shape ``(..., m)``.
             target: Shape ``(...)``; no gradient flows to it.
             mask: Boolean ``(...)``: which entries count. What stands elsewhere, NaN included, changes nothing; an empty
-                mask gives 0.
+                mask gives 0, as does an empty batch.
             reduction: ``"mean"`` or ``"none"`` (0 outside the mask).
 
         Raises:
@@ -292,20 +298,31 @@ class Histogram(nn.Module):
         if mask is not None:
             check_bool_mask("mask", mask, target.shape)
             target = torch.where(mask, target, self.v_min)
-        return self.cross_entropy(logits, self.probs(target), mask=mask, reduction=reduction)
+        index, mass = self._masses(self._mapped(self._wide(target)))
+        return self._cross_entropy(logits, index, mass, mask, reduction)
 
     def cross_entropy(
         self, logits: Tensor, probs: Tensor, *, mask: Tensor | None = None, reduction: str = "mean"
     ) -> Tensor:
         """The same loss for histograms ``(..., m)`` that are given."""
-        check_choice("reduction", reduction, ("mean", "none"))
         if probs.shape != logits.shape:
             raise ValueError(f"probs: expected shape {tuple(logits.shape)}, got {tuple(probs.shape)}")
+        if mask is not None:
+            check_bool_mask("mask", mask, logits.shape[:-1])
+        return self._cross_entropy(logits, None, probs.detach(), mask, reduction)
+
+    def _cross_entropy(
+        self, logits: Tensor, index: Tensor | None, mass: Tensor, mask: Tensor | None, reduction: str
+    ) -> Tensor:
+        check_choice("reduction", reduction, ("mean", "none"))
         if mask is not None:  # before the softmax: its backward would turn NaN times 0 into NaN
-            logits, probs = (zero_outside(x, mask.unsqueeze(-1)) for x in (logits, probs))
-        each = categorical.cross_entropy(p_probs=probs.detach(), q_logits=logits)
+            logits, mass = (zero_outside(x, mask.unsqueeze(-1)) for x in (logits, mass))
+        log_q = categorical.log_softmax(logits)
+        log_q = log_q if index is None else log_q.gather(-1, index)
+        # A bin without mass counts nothing even where the logits forbid it.
+        each = -torch.where(mass == 0, 0.0, mass * log_q).sum(-1)
         if mask is None:
-            return each.mean() if reduction == "mean" else each
+            return each if reduction == "none" else each.mean() if each.numel() else each.sum()
         return masked_mean(each, mask) if reduction == "mean" else zero_outside(each, mask)
 
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -331,16 +348,13 @@ class Histogram(nn.Module):
         """Mass of each target outside the support."""
         return ((y < self.v_min) | (y > self.v_max)).float()
 
-    def _histogram(self, mapped: Tensor) -> Tensor:
+    def _masses(self, mapped: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Index and mass ``(..., K)`` of the bins that have any, or None and all masses ``(..., m)``."""
         raise NotImplementedError
 
-    def _wide(self, target: Tensor) -> Tensor:
+    def _wide(self, target: Tensor, name: str = "target") -> Tensor:
         """Targets in the type of the support."""
-        wide = check_tensor("target", target).detach().to(self.edges.dtype)
-        # Elsewhere a NaN becomes a NaN: looking would make the device wait.
-        if not torch.compiler.is_compiling() and wide.device.type == "cpu" and bool(wide.isnan().any()):
-            raise ValueError("target: expected numbers, got NaN")
-        return wide
+        return check_no_nan(name, check_tensor(name, target).detach().to(self.edges.dtype))
 
     def _mapped(self, wide: Tensor) -> Tensor:
         return self.transform.forward(wide.clamp(self.v_min, self.v_max))
@@ -364,8 +378,9 @@ class TwoHot(Histogram):
 
     usual_range = "centers"
 
-    def _histogram(self, mapped: Tensor) -> Tensor:
-        return two_hot_probs(mapped, self.centers)
+    def _masses(self, mapped: Tensor) -> tuple[Tensor | None, Tensor]:
+        lower, share = neighbors(mapped, self.centers, self._step)
+        return torch.stack((lower, lower + 1), -1), torch.stack((1 - share, share), -1)
 
 
 class HLGauss(Histogram):
@@ -423,8 +438,22 @@ class HLGauss(Histogram):
         scale = math.sqrt(2) * self.sigma
         return (torch.erfc((self.edges[-1] - y) / scale) + torch.erfc((y - self.edges[0]) / scale)) / 2
 
-    def _histogram(self, mapped: Tensor) -> Tensor:
-        return hl_gauss_probs(mapped, self.edges, self.sigma)
+    def _masses(self, mapped: Tensor) -> tuple[Tensor | None, Tensor]:
+        # Beyond a few sigma the error function is 1 to the last bit, and a bin has no mass: look at the others alone.
+        double = self.edges.dtype == torch.float64
+        reach = math.ceil((6.0 if double else 4.0) * math.sqrt(2) * self._ratio)
+        few = 2 * reach + 1
+        if self._step is None or 2 * few > self.bins:
+            return None, hl_gauss_probs(mapped, self.edges, self.sigma)
+        first = ((mapped - self.edges[reach]) / self._step).long().clamp(0, self.bins - few)
+        near = self.edges.unfold(0, few + 1, 1).index_select(0, first.flatten()).view(*first.shape, few + 1)
+        index = first.unsqueeze(-1) + torch.arange(few, device=first.device)
+        return index, _normal_masses(mapped.unsqueeze(-1), near, self.sigma)
+
+
+def _exactly(values: Sequence[float]) -> Tensor:
+    """In float64, and not on the device, which may lack the type."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _at(ordered: Tensor, level: float) -> float:
@@ -433,3 +462,9 @@ def _at(ordered: Tensor, level: float) -> float:
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
     return float(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
+
+
+def _normal_masses(y: Tensor, edges: Tensor, sigma: float | Tensor) -> Tensor:
+    """Masses of normal distributions between edges ``(..., K + 1)``, over their sum."""
+    cdf = torch.erf((edges - y) / (math.sqrt(2) * sigma))
+    return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])

@@ -23,6 +23,7 @@ __all__ = [
     "Transform",
     "bin_edges",
     "categorical_projection",
+    "neighbors",
     "signed_hyperbolic",
     "signed_parabolic",
     "symexp",
@@ -150,7 +151,34 @@ def bin_edges(v_min: float, v_max: float, bins: int, *, range_is: str = "edges",
     return (*(low + (high - low) * i / bins for i in range(bins)), high)
 
 
-def categorical_projection(probs: Tensor, atoms: Tensor, centers: Tensor) -> Tensor:
+def neighbors(values: Tensor, centers: Tensor, step: float | None = None) -> tuple[Tensor, Tensor]:
+    r"""Between which grid points values lie: the lower one's index l, and the share s of the way to the next.
+
+    A value on a grid point has its index and share 0, or the one before and share 1.
+
+    Args:
+        values: Any shape; they are clamped to the grid.
+        centers: The grid, ascending, shape ``(m,)``, of the same type.
+        step: The gap, where all gaps are the same; then nothing is searched for.
+
+    Returns:
+        Indices in ``[0, m - 2]`` and shares in [0, 1], of the shape of ``values``.
+
+    >>> neighbors(torch.tensor([0.25, 3.0]), torch.tensor([0.0, 1.0, 3.0]))
+    (tensor([0, 1]), tensor([0.2500, 1.0000]))
+    """
+    last = len(centers) - 2
+    if step is None:
+        lower = torch.bucketize(values, centers, right=True).sub(1).clamp(0, last)
+    else:
+        lower = ((values - centers[0]) / step).long().clamp(0, last)  # in this order: NaN has no index
+    flat = lower.reshape(-1)
+    left, gap = (x.index_select(0, flat).view_as(lower) for x in (centers, centers.diff()))
+    # The division by the step may end on the wrong side of a grid point by its rounding: the clamp mends it.
+    return lower, ((values - left) / gap).clamp(0, 1)
+
+
+def categorical_projection(probs: Tensor, atoms: Tensor, centers: Tensor, *, step: float | None = None) -> Tensor:
     r"""Move masses at arbitrary places onto a grid, each split linearly between its two neighbors.
 
     .. math:: p_i = \sum_j q_j \, \max\!\left(0, 1 - \frac{|a_j - c_i|}{\Delta}\right)
@@ -163,12 +191,13 @@ def categorical_projection(probs: Tensor, atoms: Tensor, centers: Tensor) -> Ten
         probs: Masses q, shape ``(..., n)``.
         atoms: Their places a, broadcastable to ``probs``.
         centers: The grid c, ascending, shape ``(m,)``; the gaps may differ.
+        step: The gap, where all gaps are the same: several times as quick, since no atom's place is searched for.
 
     Returns:
         Shape ``(..., m)``.
 
     Raises:
-        ValueError: Shapes that do not fit, fewer than two grid points.
+        ValueError: Shapes that do not fit, fewer than two grid points, a ``step`` that is not positive.
 
     Reference: M. Bellemare, W. Dabney and R. Munos, 2017, arXiv:1707.06887.
 
@@ -179,6 +208,8 @@ def categorical_projection(probs: Tensor, atoms: Tensor, centers: Tensor) -> Ten
     """
     if centers.ndim != 1 or len(centers) < 2:
         raise ValueError(f"centers: expected shape (m,) with at least 2 points, got {tuple(centers.shape)}")
+    if step is not None:
+        check_range("step", step, 0.0, math.inf, low_open=True, high_open=True)
     if not probs.ndim:
         raise ValueError("probs: expected shape (..., n), got ()")
     try:
@@ -187,9 +218,7 @@ def categorical_projection(probs: Tensor, atoms: Tensor, centers: Tensor) -> Ten
         raise ValueError(
             f"atoms: expected a shape broadcastable to {tuple(probs.shape)}, got {tuple(atoms.shape)}"
         ) from error
-    atoms = atoms.clamp(centers[0], centers[-1])
-    lower = (torch.bucketize(atoms, centers, right=True) - 1).clamp(0, len(centers) - 2)
-    left = centers[lower]
-    share = ((atoms - left) / (centers[lower + 1] - left)).to(probs.dtype)
+    lower, share = neighbors(atoms.clamp(centers[0], centers[-1]), centers, step)
+    moved = probs * share.to(probs.dtype)
     empty = probs.new_zeros(*probs.shape[:-1], len(centers))
-    return empty.scatter_add(-1, lower, probs * (1 - share)).scatter_add(-1, lower + 1, probs * share)
+    return empty.scatter_add(-1, lower, probs - moved).scatter_add(-1, lower + 1, moved)

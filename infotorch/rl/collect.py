@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infotorch.core._checks import check_no_nan
 from infotorch.rl.replay import Transitions
 
 if TYPE_CHECKING:
@@ -145,7 +146,12 @@ class Collector:
         self.envs, self.gamma, self.n_step, self.seed = envs, gamma, n_step, seed
         self.steps, self.episodes = 0, list[Episode]()
         self._numbers = [0] * envs.num_envs
-        self._start(*self.envs.reset(seed=self._seeds()))
+        self._reset()
+
+    def _reset(self) -> None:
+        # Environments that are one batch of states, and not a list of environments, take a single seed.
+        many, seeds = hasattr(self.envs.unwrapped, "env_fns"), self._seeds()
+        self._start(*self.envs.reset(seed=seeds if many or self._mode == "DISABLED" else seeds[0]))
 
     def _start(self, obs: Any, _: Any = None) -> None:
         count = self.envs.num_envs
@@ -164,7 +170,7 @@ class Collector:
         """Take one step in every environment; the transitions that are complete now, or None.
 
         Raises:
-            ValueError: A shape other than ``(N,)``, a reward that is not finite.
+            ValueError: A shape other than ``(N,)``, a reward that is not finite, an observation with NaN.
         """
         if actions.shape != (self.envs.num_envs,):
             raise ValueError(f"actions: expected shape ({self.envs.num_envs},), got {tuple(actions.shape)}")
@@ -172,7 +178,7 @@ class Collector:
         found, rewards, terminated, truncated, infos = self.envs.step(actions.numpy())
         if not np.isfinite(rewards).all():
             raise ValueError(f"envs: expected finite rewards, got {rewards}")
-        self.obs = after = _tensor(found)
+        self.obs = after = check_no_nan("envs", _tensor(found))
         done = terminated | truncated
         if done.any() and self._mode == "SAME_STEP":
             after = after.clone()
@@ -241,7 +247,7 @@ class Collector:
             why = "the same seed and actions led elsewhere"
         warnings.warn(f"envs: the running episodes cannot be resumed, {why}; fresh ones begin", stacklevel=2)
         self._numbers = [number + 1 for number in self._numbers]
-        self._start(*self.envs.reset(seed=self._seeds()))
+        self._reset()
 
     def _replay(self, taken: list[list[int]]) -> Tensor | None:
         """Observations after the given actions; None where an episode ends before them.

@@ -103,6 +103,8 @@ class CategoricalDQN(QLearner):
         envs = make_envs(envs, num_envs) if isinstance(envs, str) else envs
         shape, actions = check_spaces(envs)
         super().__init__(shape, actions, head, seed=seed, **options)
+        if seed < 0:
+            raise ValueError(f"seed: expected a non-negative int, got {seed}")
         if not 1 <= learning_starts <= capacity:
             raise ValueError(f"learning_starts: expected 1 to capacity={capacity}, got {learning_starts}")
         if steps_per_update < 1 or epsilon_steps < 1:

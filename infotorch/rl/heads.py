@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infotorch.core._checks import check_bool_mask, check_choice
+from infotorch.core._checks import check_bool_mask, check_choice, check_no_nan
 from infotorch.core.reduce import masked_mean, zero_outside
-from infotorch.nn import C51, HLGauss, RangeReport, TwoHot, mlp
+from infotorch.nn import C51, HLGauss, RangeReport, RunningRange, TwoHot, mlp
 
 __all__ = ["HEADS", "PlanesBody", "QNetwork", "ScalarHead", "ValueHead", "value_head"]
 
@@ -62,13 +62,11 @@ class ScalarHead(nn.Module):
         if mask is not None:
             check_bool_mask("mask", mask, target.shape)
             value, y = zero_outside(value, mask), zero_outside(y, mask)
-        if not torch.compiler.is_compiling() and y.device.type == "cpu" and bool(y.isnan().any()):
-            raise ValueError("target: expected numbers, got NaN")
-        y = y.clamp(self.v_min, self.v_max).to(value.dtype)
+        y = check_no_nan("target", y).clamp(self.v_min, self.v_max).to(value.dtype)
         function = nn.functional.mse_loss if self.kind == "mse" else nn.functional.huber_loss
         each = function(value, y, reduction="none")
         if mask is None:
-            return each.mean() if reduction == "mean" else each
+            return each if reduction == "none" else each.mean() if each.numel() else each.sum()
         return masked_mean(each, mask) if reduction == "mean" else zero_outside(each, mask)
 
     @torch.no_grad()
@@ -83,7 +81,7 @@ class ScalarHead(nn.Module):
         return f"{self.kind}, v_min={self.v_min:g}, v_max={self.v_max:g}"
 
 
-ValueHead = HLGauss | TwoHot | C51 | ScalarHead
+ValueHead = HLGauss | TwoHot | C51 | RunningRange | ScalarHead
 
 
 def value_head(name: str, v_min: float, v_max: float, bins: int = 51, **options: Any) -> ValueHead:
@@ -150,7 +148,7 @@ class QNetwork(nn.Module):
         body: Module from observations ``(B, *shape)`` to features ``(B, F)`` instead.
 
     Raises:
-        ValueError: No action, an observation that is neither vector nor image.
+        ValueError: No action, no hidden layer, an observation that is neither vector nor image.
 
     >>> network = QNetwork((3,), 2, HLGauss(0.0, 1.0, 11))
     >>> logits = network(torch.zeros(5, 3))
@@ -170,6 +168,8 @@ class QNetwork(nn.Module):
         super().__init__()
         if actions < 1:
             raise ValueError(f"actions: expected a positive int, got {actions}")
+        if body is None and not hidden:
+            raise ValueError("hidden: expected at least one width, got none")
         if body is None and len(shape) not in (1, 3):
             raise ValueError(f"shape: expected a vector or (height, width, channels), got {tuple(shape)}; pass a body")
         if body is None and len(shape) == 3:

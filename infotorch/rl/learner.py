@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from infotorch.core._checks import check_range
 from infotorch.rl.collect import Episode, play
-from infotorch.rl.heads import QNetwork, ValueHead, value_head
+from infotorch.rl.heads import HEADS, QNetwork, ValueHead, value_head
 from infotorch.rl.replay import Transitions
 from infotorch.rl.td import Temporal, temporal_difference
 
@@ -54,6 +54,7 @@ class QLearner(LightningModule):
         updates: Updates so far.
 
     Raises:
+        TypeError: ``head`` is neither a name nor a head.
         ValueError: An option out of range, a head that is not known.
     """
 
@@ -84,6 +85,8 @@ class QLearner(LightningModule):
         check_range("lr", lr, 0.0, low_open=True)
         if isinstance(head, str):
             head = value_head(head, v_min, v_max, bins, **(head_options or {}))
+        elif not isinstance(head, ValueHead):
+            raise TypeError(f"head: expected a head or one of {', '.join(HEADS)}, got {type(head).__name__}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = QNetwork(shape, actions, head, hidden=hidden, body=body)

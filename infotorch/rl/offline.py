@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core import distributed as dist
-from infotorch.core._checks import check_range
+from infotorch.core._checks import check_no_nan, check_range
 from infotorch.rl.learner import QLearner
 from infotorch.rl.replay import Transitions
 from infotorch.rl.td import cql_penalty
@@ -37,7 +37,7 @@ class OfflineDQN(QLearner):
         **options: Of :class:`~infotorch.rl.learner.QLearner`.
 
     Raises:
-        ValueError: Rows that do not fit together, actions out of range, a negative weight.
+        ValueError: Rows that do not fit together, actions out of range, NaN, a negative weight.
 
     Reference: A. Kumar et al., 2020, arXiv:2006.04779.
 
@@ -58,6 +58,8 @@ class OfflineDQN(QLearner):
         **options: Any,
     ) -> None:
         data.check(actions)
+        check_no_nan("obs", data.obs)
+        check_no_nan("next_obs", data.next_obs)
         super().__init__(data.obs.shape[1:], actions, head, seed=seed, **options)
         self.data, self.cql = data, check_range("cql", cql, 0.0, float("inf"), high_open=True)
         self.generator = torch.Generator().manual_seed(seed)

@@ -59,6 +59,29 @@ def test_half_precision_is_computed_in_single(dtype):
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_large_tensors_in_pieces(dtype):
+    """More than one piece, the last of them shorter; in any order of dimensions, and every other column."""
+    x = torch.randn(3, 70_001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, :4] = torch.tensor([math.inf, -math.inf, 1e4, 0.0]).to(dtype)
+    for given in (x, x.t(), x[:, ::2], x[:1].expand(2, -1)):
+        leaf = given.detach().requires_grad_()
+        epsilon = torch.tensor(0.3, requires_grad=True)
+        y = crrelu(leaf, epsilon)
+        wide = leaf.detach().double().clamp(-1e4, 1e4).requires_grad_()
+        size = torch.tensor(0.3, dtype=torch.float32).double().requires_grad_()
+        expected = wide.relu() + size * wide * (-wide.square() / 2).exp()
+        finite = leaf.detach().isfinite()
+        tolerance = {torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+        close = {"rtol": tolerance, "atol": tolerance}
+        torch.testing.assert_close(y[finite].double(), expected[finite], **close)
+        upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        found = torch.autograd.grad(y, (leaf, epsilon), upstream)
+        wanted = torch.autograd.grad(expected, (wide, size), upstream.double())
+        torch.testing.assert_close(found[0].double(), wanted[0], **close)
+        torch.testing.assert_close(found[1].double(), wanted[1], rtol=1e-4, atol=1e-3)
+
+
 def test_compile():
     layer = CRReLU(epsilon=0.2)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -114,6 +137,21 @@ def test_convert_a_trained_model():
     torch.testing.assert_close(model(x), before(x))
     with pytest.raises(ValueError, match="new: expected classes that the model has, got SiLU"):
         convert_activations(model, {nn.SiLU: CRReLU})
+
+
+def test_convert_a_module_that_stands_in_several_places():
+    shared = nn.ReLU()
+    model = nn.Sequential(shared, nn.Linear(2, 2), nn.Sequential(shared))
+    assert list(convert_activations(model, {nn.ReLU: CRReLU})) == ["0", "2.0"]
+    assert model[0] is model[2][0]
+    assert len(list(model.parameters())) == 3
+
+
+def test_function_transforms():
+    x = torch.randn(5, 3, dtype=torch.float64)
+    slopes = torch.func.vmap(torch.func.grad(lambda row: crrelu(row, 0.3).sum()))(x)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(slopes, torch.autograd.grad(crrelu(leaf, 0.3).sum(), leaf)[0])
 
 
 def test_timm_by_class_and_by_name():
@@ -193,7 +231,34 @@ def test_correction_with_a_kernel_density():
     assert eafo_correction(torch.tanh, found)(torch.zeros(3)).shape == (3,)
 
 
+@pytest.mark.parametrize("activation", [torch.tanh, nn.Softplus(), nn.LeakyReLU(0.1), torch.special.ndtr])
+def test_exact_correction_is_what_the_table_holds(activation):
+    exact, table = (eafo_correction(activation, epsilon=0.02, exact=e, reach=5.0, points=20_001) for e in (True, False))
+    x = torch.linspace(-4, 4, 101, requires_grad=True)
+    torch.testing.assert_close(exact(x), table(x), rtol=1e-5, atol=1e-5)
+    slopes = [torch.autograd.grad(layer(x).sum(), x)[0] for layer in (exact, table)]
+    kinks = x.detach().abs() > 0.01
+    torch.testing.assert_close(slopes[0][kinks], slopes[1][kinks], rtol=5e-3, atol=5e-3)
+    with torch.no_grad():
+        assert not exact(x).requires_grad
+    exact(x).sum().backward()
+    assert exact.epsilon.grad.isfinite()
+    assert exact(x.bfloat16()).dtype is torch.bfloat16
+
+
+def test_a_table_knows_no_place_for_nan():
+    assert eafo_correction(torch.tanh)(torch.tensor([math.nan, math.inf])).isnan().tolist() == [True, False]
+
+
 def test_bad_corrections():
+    with pytest.raises(TypeError, match="activation: expected a function or a module, got int"):
+        eafo_correction(3)  # pyright: ignore
+    with pytest.raises(ValueError, match="epsilon: expected a number in"):
+        eafo_correction(torch.tanh, epsilon=math.nan)
+    with pytest.raises(ValueError, match="samples: expected at least two values"):
+        KernelPrior(torch.ones(1))
+    with pytest.raises(ValueError, match="u: expected values in the activation's range"):
+        entropy_direction(torch.tensor([1.5]), torch.logit)
     with pytest.warns(UserWarning, match="falls where the activation rises"):
         eafo_correction(torch.tanh, epsilon=-9.0)
     with pytest.raises(ValueError, match="std: expected a number in"):

@@ -10,7 +10,17 @@ import pytest
 import torch
 from scipy.stats import truncnorm
 
-from infotorch.nn import C51, HLGauss, Transform, TwoHot, bin_edges, categorical_projection, symlog, two_hot_probs
+from infotorch.nn import (
+    C51,
+    HLGauss,
+    Transform,
+    TwoHot,
+    bin_edges,
+    categorical_projection,
+    hl_gauss_probs,
+    symlog,
+    two_hot_probs,
+)
 
 HEADS = (HLGauss, TwoHot, C51)
 
@@ -28,6 +38,50 @@ def test_hl_gauss_is_the_truncated_normal_distribution():
         cut = truncnorm((-2 - y) / head.sigma, (3 - y) / head.sigma, loc=y, scale=head.sigma)
         expected = torch.as_tensor(cut.cdf(edges.numpy())).diff()
         torch.testing.assert_close(head.probs(torch.tensor(y, dtype=torch.float64)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", [0.1, 0.75, 3.0])
+def test_bins_that_are_not_looked_at_have_no_mass(dtype, ratio):
+    head = HLGauss(-10.0, 10.0, 101, sigma_ratio=ratio).to(dtype)
+    y = torch.cat((torch.tensor([-10.0, 10.0, -9.99, 9.9]), head.edges[3:9], 4 * torch.randn(200))).to(dtype)
+    dense = hl_gauss_probs(y, head.edges, head.sigma)
+    torch.testing.assert_close(head.probs(y), dense, rtol=1e-6, atol=torch.finfo(dtype).eps)
+    assert head.probs(y[0]).shape == (101,)
+    assert head.probs(y.new_zeros(2, 0, 3)).shape == (2, 0, 3, 101)
+    logits = torch.randn(len(y), 101, dtype=dtype, requires_grad=True)
+    given = head.cross_entropy(logits, dense)
+    torch.testing.assert_close(head.loss(logits, y), given)
+    slopes = [torch.autograd.grad(loss, logits, create_graph=True)[0] for loss in (head.loss(logits, y), given)]
+    torch.testing.assert_close(*slopes)
+    torch.testing.assert_close(*(torch.autograd.grad(s.square().sum(), logits)[0] for s in slopes))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_forbidden_bins_cost_nothing_where_no_mass_is(head):
+    made = head(-10.0, 10.0, 51)
+    logits = torch.zeros(2, 51, requires_grad=True)
+    cut = logits.masked_fill(torch.arange(51) > 40, -math.inf)
+    each = made.loss(cut, torch.tensor([-9.0, 9.0]), reduction="none")
+    assert each.isinf().tolist() == [False, True]
+    each[0].backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_c51_works_in_pieces():
+    head, generator = C51(-10.0, 10.0, 51), torch.Generator().manual_seed(0)
+    q = torch.randn(3, 1_000, 51, generator=generator).softmax(-1)
+    reward = 9 * torch.randn(3, 1_000, generator=generator)
+    gamma = torch.rand(3, 1_000, generator=generator)
+    whole = head.project(q, reward, gamma)
+    torch.testing.assert_close(whole[1, 990:], head.project(q[1, 990:], reward[1, 990:], gamma[1, 990:]))
+    torch.testing.assert_close(whole[2, 7], head.project(q[2, 7], reward[2, 7], gamma[2, 7]))
+    atoms = head.atoms(q, reward, gamma)
+    torch.testing.assert_close(whole, categorical_projection(q, atoms, head.centers), rtol=1e-4, atol=2e-6)
+    assert head.project(q[:0], reward[:0], gamma[:0]).shape == (0, 1_000, 51)
+    assert head.project(q[0].bfloat16(), reward[0], gamma[0]).dtype is torch.float32
+    grid = head.project(torch.eye(51), torch.zeros(51), torch.ones(51))  # atoms on the grid stay where they are
+    assert torch.equal(grid, torch.eye(51))
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -49,6 +103,8 @@ def test_projection_is_the_textbook_loop(uneven):
                     expected[b, i] += q[b, j] * (1 - share)
                     expected[b, i + 1] += q[b, j] * share
     torch.testing.assert_close(categorical_projection(q, atoms, centers), expected)
+    if not uneven:
+        torch.testing.assert_close(categorical_projection(q, atoms, centers, step=0.5), expected)
 
 
 def test_two_hot_keeps_the_mean_and_one_mass_on_a_center():
@@ -201,6 +257,17 @@ def test_compiles_whole(head):
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_function_transforms_and_empty_batches(head):
+    made, (logits, y) = head(-2.0, 2.0, 21), batch()
+    torch.testing.assert_close(torch.func.vmap(made.loss)(logits, y), made.loss(logits, y, reduction="none"))
+    empty = torch.zeros(0, 21, requires_grad=True)
+    loss = made.loss(empty, torch.zeros(0))
+    loss.backward()
+    assert loss == 0
+    assert made(empty).shape == (0,)
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_no_gradient_to_targets(head):
     made, (logits, y) = head(-2.0, 2.0, 21), batch()
     y.requires_grad_()
@@ -219,6 +286,14 @@ def test_a_checkpoint_carries_the_support():
     assert (first.v_min, first.v_max) == (second.v_min, second.v_max)
     with pytest.raises(ValueError, match="expected a support of 21 bins, got 31"):
         HLGauss(0.0, 1.0, 21).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_built_without_memory(head):
+    with torch.device("meta"):
+        made = head(-1.0, 1.0, 5)
+        assert made.loss(torch.zeros(2, 5), torch.zeros(2)).device.type == "meta"
+    assert torch.equal(made.to_empty(device="cpu").edges, head(-1.0, 1.0, 5).edges)
 
 
 def test_from_data_is_the_quantile_range():
@@ -269,10 +344,12 @@ NAN = torch.tensor([0.0, math.nan])
         (TypeError, lambda: TwoHot(0, 1, 5).loss(torch.zeros(2, 5), torch.zeros(2), mask=torch.ones(2)), "boolean"),
         (ValueError, lambda: TwoHot(0, 1, 5).range_report(torch.zeros(0)), "at least one value"),
         (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), torch.zeros(3), torch.zeros(2)), "reward: exp"),
-        (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), NAN, torch.zeros(2)), "got NaN"),
+        (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), NAN, torch.zeros(2)), "reward: exp.* NaN"),
+        (ValueError, lambda: C51(0, 1, 5).project(torch.zeros(2, 5), torch.zeros(2), NAN), "discount: exp.* NaN"),
         (ValueError, lambda: C51(0, 1, 5).cross_entropy(torch.zeros(2, 5), torch.zeros(5)), "probs: expected shape"),
         (ValueError, lambda: categorical_projection(torch.ones(2), torch.ones(3), torch.arange(4.0)), "atoms: exp"),
         (ValueError, lambda: categorical_projection(torch.ones(2), torch.ones(2), torch.ones(1)), "centers: expected"),
+        (ValueError, lambda: categorical_projection(torch.ones(2), torch.ones(2), torch.arange(4.0), step=0.0), "step"),
         (ValueError, lambda: bin_edges(0.0, 1.0, 5, pad=math.inf), "pad: expected"),
     ],
 )

@@ -294,6 +294,16 @@ def test_environments_that_reset_themselves_train_too(mode):
     torch.testing.assert_close(dqn(torch.eye(4)).detach(), VALUES, rtol=0, atol=0.08)
 
 
+def test_environments_that_are_one_batch_of_states_train_too():
+    envs = gym.make_vec("CartPole-v1", num_envs=3)  # gymnasium's own; takes a single seed and resets itself
+    dqn = fit(learner(envs=envs, v_max=10.0), 60)
+    assert dqn.updates == 60
+    assert all(episode.length > 5 for episode in dqn.episodes)
+    rows = dqn.replay.sample(200)[0]
+    moved = (rows.next_obs - rows.obs)[:, 0].abs()
+    assert moved.max() < 0.1  # no row leads from the end of an episode into the next
+
+
 def test_minatar_runs():
     pytest.importorskip("minatar")
     dqn = learner(envs=make_envs("MinAtar/Breakout-v1", 2), v_max=30.0, learning_starts=40)
@@ -312,6 +322,9 @@ def test_minatar_runs():
         (ValueError, lambda: learner(learning_starts=10, capacity=5), "learning_starts: expected 1 to capacity=5"),
         (ValueError, lambda: learner(epsilon=(1.0, 1.5)), "epsilon: expected"),
         (ValueError, lambda: learner(steps_per_update=0), "steps_per_update, epsilon_steps: expected"),
+        (ValueError, lambda: learner(seed=-1), "seed: expected a non-negative int, got -1"),
+        (ValueError, lambda: learner(hidden=()), "hidden: expected at least one width"),
+        (TypeError, lambda: learner(torch.nn.Linear(2, 2)), "head: expected a head or one of .*, got Linear"),
         (ValueError, lambda: CategoricalDQN("Pendulum-v1"), r"envs: expected actions in Discrete\(n\)"),
         (TypeError, lambda: CategoricalDQN(Corridor()), "expected a gymnasium.vector.VectorEnv"),
         (ValueError, lambda: value_head("mse", 0.0, 1.0, sigma_ratio=1.0), "options: expected none for mse"),
@@ -323,8 +336,17 @@ def test_minatar_runs():
         (ValueError, lambda: PlanesBody((2, 9, 1)), "at least 3 x 3"),
         (ValueError, lambda: OfflineDQN(batch(), 2), r"action: expected indices in \[0, 2\)"),
         (ValueError, lambda: OfflineDQN(batch(), 4, cql=-1.0), "cql: expected"),
+        (ValueError, lambda: OfflineDQN(batch()._replace(obs=math.nan * batch().obs), 4), "obs: expected numbers"),
     ],
 )
 def test_bad_input_is_named(error, call, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_range_that_follows_the_targets_needs_no_bounds():
+    from infotorch.nn import RunningRange
+
+    dqn = fit(learner(RunningRange(HLGauss(-3.0, 3.0, 51, pad_sigma=3))), 400)
+    torch.testing.assert_close(dqn(torch.eye(4)).detach(), VALUES, rtol=0, atol=0.1)
+    assert dqn.target.head.stats[0] > 0
