@@ -7,14 +7,16 @@ needs no training: the last season and the last value.
 
     python examples/entrope.py                              three synthetic channels, one seed; about 90 seconds
     python examples/entrope.py --data-root data             ETTh1, ETTh2 and exchange rates; about four minutes
+    python examples/entrope.py --data-root data --horizons 96 192 336 720 --seeds 3        about half an hour
     python examples/entrope.py --data-root data --full      the authors' sizes, horizons 96 to 720, five seeds: hours
 
-Written to --out: entrope.json and entrope.png.
+Written to --out: entrope.json and entrope.png; and, as it goes, what is done of them, for --resume.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from common import (
     write_ledger,
 )
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from infotorch.data import SeriesDataModule, Split, Windows, read_wide
@@ -183,12 +185,28 @@ def pretrain(values: Tensor, split: str, setting: dict[str, Any], seed: int) -> 
     return net.model, net.quantizer, trainer.test(net, data, verbose=False)[0]["test/cross_entropy"]
 
 
+class Remembering(nn.Module):
+    """A segmenter that cuts every window once, for all methods and horizons."""
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.kept: dict[bytes, Tensor] = {}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Starts ``(N, L + 1)``."""
+        keys = [row.tobytes() for row in tokens.numpy()]
+        new = [i for i, key in enumerate(keys) if key not in self.kept]
+        if new:
+            self.kept |= zip((keys[i] for i in new), self.segmenter(tokens[new]), strict=True)
+        return torch.stack([self.kept[key] for key in keys])
+
+
 def forecasts(
-    data: SeriesDataModule, season: int, model: EntropyModel, quantizer: Quantizer, setting: dict[str, Any], bar: Any
+    data: SeriesDataModule, season: int, by_entropy: nn.Module, quantizer: Quantizer, setting: dict[str, Any], bar: Any
 ) -> dict[str, dict[str, float]]:
     """Test errors of every method."""
     horizon, channels, seed = data.test.horizon, data.test.values.shape[1], data.seed
-    by_entropy = EntropySegmenter(model, **setting["rule"])
     cuts = {
         "entropy": by_entropy,
         "random": RandomSegmenter(by_entropy, seed),
@@ -214,10 +232,33 @@ def forecasts(
     return found
 
 
+def study(
+    root: Path | None, name: str, horizons: list[int], seed: int, setting: dict[str, Any], bar: Any
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, float], tuple[Tensor, ...]]:
+    """Errors of a data set by horizon, what its entropy model is like, and a test window as `switches` shows one."""
+    values, split, season = load(root, name, seed)
+    model, quantizer, loss = pretrain(values, split, setting, seed)
+    bar.update()
+    windows = module(values, split, 1, setting, seed).test
+    tokens, rows = tokens_of(windows, torch.arange(len(windows)), quantizer)
+    by_entropy = Remembering(EntropySegmenter(model, **setting["rule"]))
+    starts = by_entropy(tokens)
+    i = values.shape[1] - 1  # the last channel; for ETT the oil temperature
+    shown = rows[i], torch.zeros_like(starts[i]), model.entropies(tokens[i : i + 1])[0], starts[i]
+    errors = {}
+    for horizon in horizons:
+        bar.set_description(f"{name}, horizon {horizon}, seed {seed}")
+        data = module(values, split, horizon, setting, seed)
+        errors[str(horizon)] = forecasts(data, season, by_entropy, quantizer, setting, bar)
+    return errors, {"cross-entropy": loss, "patches in a window": float(starts.sum(1).float().mean())}, shown
+
+
 def plot(series: dict[str, tuple[Tensor, ...]], errors: dict[str, dict[str, Any]], path: Path) -> None:
     plt = plotting()
-    figure, axes = plt.subplot_mosaic("ABC;DEC", figsize=(14, 5.6), height_ratios=(2, 1), width_ratios=(1.2, 1.2, 1))
-    for (title, (values, switch, entropies, starts)), top, bottom in zip(series.items(), "AB", "DE", strict=True):
+    figure = plt.figure(figsize=(13, 8.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1))
+    axes = above.subplot_mosaic("AB;CD", height_ratios=(2, 1))
+    for (title, (values, switch, entropies, starts)), top, bottom in zip(series.items(), "AB", "CD", strict=True):
         upper, lower = axes[top], axes[bottom]
         for at in starts[1:-1].nonzero().flatten().tolist():
             for axis in (upper, lower):
@@ -235,16 +276,25 @@ def plot(series: dict[str, tuple[Tensor, ...]], errors: dict[str, dict[str, Any]
         lower.plot(range(1, len(entropies) + 1), entropies, color=COLORS[5], linewidth=1.2)
         lower.set(xlabel="step", ylabel="entropy, nats", xlim=(0, len(values)))
         lower.grid(False)
-    names, cells = list(next(iter(errors.values()))), list(errors)
-    for i, name in enumerate(names):
-        at = [j + 0.13 * (i - (len(names) - 1) / 2) for j in range(len(cells))]
-        means, deviations = ([errors[cell][name][key] for cell in cells] for key in ("mean", "std"))
-        axes["C"].barh(at, means, 0.12, xerr=deviations, label=name, color=COLORS[1:][i])
-    axes["C"].set_yticks(range(len(cells)), [cell.replace(", ", "\n") for cell in cells])
-    axes["C"].invert_yaxis()
-    axes["C"].set(xlabel="test MSE", title="forecasts (±: standard deviation over seeds)")
-    axes["C"].legend(fontsize=8)
-    figure.tight_layout()
+    cells = {name: {} for name in dict.fromkeys(cell.split(", horizon ")[0] for cell in errors)}
+    for cell, row in errors.items():
+        name, horizon = cell.split(", horizon ")
+        cells[name][horizon] = row
+    panels = below.subplots(1, len(cells), squeeze=False)[0]
+    names = list(next(iter(errors.values())))
+    for axis, (title, rows) in zip(panels, cells.items(), strict=True):
+        for i, name in enumerate(names):
+            at = [j + 0.11 * (i - (len(names) - 1) / 2) for j in range(len(rows))]
+            means, deviations = ([row[name][key] for row in rows.values()] for key in ("mean", "std"))
+            axis.errorbar(at, means, deviations, fmt="osD^vx"[i], color=COLORS[1:][i], label=name, markersize=5)
+        axis.set_xticks(range(len(rows)), rows)
+        # Powers of ten alone would leave most panels without a number.
+        axis.set(title=title, xlabel="horizon", yscale="log", xlim=(-0.5, len(rows) - 0.5))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="both", labelsize=8)
+    panels[0].set(ylabel="test MSE (±: standard deviation over seeds)")
+    below.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=9)
     figure.savefig(path)
 
 
@@ -253,46 +303,49 @@ def main() -> None:
     add_data_root(parser)
     parser.add_argument("--steps", type=int, default=250, help="of each training, unless --full")
     parser.add_argument("--switch-steps", type=int, default=400, help="of the entropy model on switching waves")
-    parser.add_argument("--cells", nargs="+", default=None, metavar="SET:HORIZON", help="none given: all sets at 96")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=None, help="none given: all of --data-root")
+    parser.add_argument("--horizons", nargs="+", type=int, default=None, help="none given: 96; all four if --full")
+    parser.add_argument("--resume", action="store_true", help="use what an earlier run left in --out")
     args = parser.parse_args()
     torch.set_num_threads(1)
     quiet_lightning()
     setting: dict[str, Any] = (
         FULL | {"windows": None} if args.full else QUICK | {"windows": args.steps * QUICK["batch"]}
     )
-    sets, horizons = list(SETS) if args.data_root else ["synthetic"], (96, 192, 336, 720) if args.full else (96,)
-    cells = args.cells or [f"{name}:{horizon}" for horizon in horizons for name in sets]
+    sets = args.sets or list(SETS) if args.data_root else ["synthetic"]
+    horizons = args.horizons or [96, 192, 336, 720] if args.full else args.horizons or [96]
     seeds = [args.seed + i for i in range(args.seeds or (5 if args.full else 1))]
+    experiment = describe(args, setting)
+
+    def once(part: str, make: Callable[[], Any], trainings: int) -> Any:
+        """What ``make`` gives, or what is kept of it."""
+        bar.set_description(part)
+        file, key = args.out / "parts" / f"{part.replace(', ', '-')}.pt", f"{experiment}; {horizons}"
+        if args.resume and file.exists() and (kept := torch.load(file))["key"] == key:
+            bar.update(trainings)
+            return kept["found"]
+        found = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"key": key, "found": found}, file)
+        return found
+
     hits, models, errors, series = [], [], [], {}
-    with tqdm(total=len(seeds) * (2 + 4 * len(cells)), unit="training") as bar:
+    with tqdm(total=len(seeds) * (2 + len(sets) * (1 + 4 * len(horizons))), unit="training") as bar:
         for seed in seeds:
-            bar.set_description(f"switches, seed {seed}")
-            found, shown = switches(seed, args.switch_steps, bar)
+            found, shown = once(f"switches, {seed}", lambda s=seed: switches(s, args.switch_steps, bar), 2)
             hits.append(found)
             series.setdefault("a wave whose period switches after every cycle", shown)
-            trained: dict[str, tuple[EntropyModel, Quantizer]] = {}
             models.append({})
             errors.append({})
-            for cell in cells:
-                bar.set_description(f"{cell}, seed {seed}")
-                name, horizon = cell.split(":")
-                values, split, season = load(args.data_root, name, seed)
-                if name not in trained:
-                    model, quantizer, loss = pretrain(values, split, setting, seed)
-                    trained[name] = model, quantizer
-                    windows = module(values, split, 1, setting, seed).test
-                    tokens, rows = tokens_of(windows, torch.arange(len(windows)), quantizer)
-                    starts = EntropySegmenter(model, **setting["rule"])(tokens)
-                    models[-1][name] = {
-                        "cross-entropy": loss,
-                        "patches in a window": float(starts.sum(1).float().mean()),
-                    }
-                    if len(series) == 1:
-                        i = values.shape[1] - 1  # the last channel; for ETT the oil temperature
-                        entropies = model.entropies(tokens[i : i + 1])[0]
-                        series[f"a test window of {name}"] = rows[i], starts[i] & False, entropies, starts[i]
-                data = module(values, split, int(horizon), setting, seed)
-                errors[-1][f"{name}, horizon {horizon}"] = forecasts(data, season, *trained[name], setting, bar)
+            for name in sets:
+                found, models[-1][name], shown = once(
+                    f"{name}, {seed}",
+                    lambda n=name, s=seed: study(args.data_root, n, horizons, s, setting, bar),
+                    1 + 4 * len(horizons),
+                )
+                errors[-1] |= {f"{name}, horizon {horizon}": row for horizon, row in found.items()}
+                if len(series) == 1:
+                    series[f"a test window of {name}"] = shown
 
     def table(runs: list[dict[str, Any]]) -> dict[str, Any]:
         return {row: spreads([run[row] for run in runs]) for row in runs[0]}
@@ -309,7 +362,7 @@ def main() -> None:
         args.out / "entrope.json",
         slug="entrope",
         claim=CLAIM,
-        experiment=describe(args, setting),
+        experiment=experiment,
         seeds=seeds,
         results=results,
         packages=("lightning",),
