@@ -298,8 +298,8 @@ def main() -> None:
             f"({', '.join(f'{task.name}: {task.steps} steps' for task in tasks)}); non-saturating loss, codes of "
             f"{CODE} entries, batches of {BATCH}, Adam 1e-3, alternating steps, the discriminator of digits (alone) "
             "spectrally normalized; entropy of generated codes only, weight 0.05, bank of 256; DLLE and DIsoMap at "
-            "weight 0.01. Covered: at least 20 of 5000 samples within 0.15 of a cluster, or any of 20000 samples read as "
-            "the triple. Reverse KL from the histogram of modes to the uniform one, in nats"
+            "weight 0.01. Covered: at least 20 of 5000 samples within 0.15 of a cluster, or any of 20000 samples read "
+            "as the triple. Reverse KL from the histogram of modes to the uniform one, in nats"
         ),
         seeds=seeds,
         results=results,
