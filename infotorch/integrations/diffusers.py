@@ -101,6 +101,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._grid: NoiseGrid | None = None
+        self._levels: list[tuple[float, float]] = []
         self._begin_index: int | None = None
         self._restart()
 
@@ -154,6 +155,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
         self._grid = NoiseGrid(
             torch.cat([times.double(), torch.zeros(1)]), torch.cat([alphas, end_alpha]), torch.cat([sigmas, end_sigma])
         )
+        self._levels = list(zip(self._grid.alphas.tolist(), self._grid.sigmas.tolist(), strict=True))
         self.num_inference_steps = n
         self.timesteps = (times.float() if times.is_floating_point() else times).to(device)
         self._begin_index = None
@@ -188,7 +190,9 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
             raise RuntimeError("step: expected set_timesteps(num_inference_steps) before the first step")
         if self._solver is None:
             self._step_index = begin = self._first_index(timestep)
-            grid = NoiseGrid(self._grid.times[begin:], self._grid.alphas[begin:], self._grid.sigmas[begin:])
+            grid = self._grid
+            if begin:
+                grid = NoiseGrid(grid.times[begin:], grid.alphas[begin:], grid.sigmas[begin:])
             method = EVODiff if self.config.variant == "corrected" else EVODiffOfficial
             self._solver = method(grid, reduce_dims=self.config.reduce_dims)
         solver, i = self._solver, self._step_index
@@ -199,8 +203,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
         m = denoised_from(
             model_output.to(state.dtype),
             state,
-            float(self._grid.alphas[i]),
-            float(self._grid.sigmas[i]),
+            *self._levels[i],
             PREDICTION_TYPES[self.config.prediction_type],
         )
         if self.config.thresholding:
