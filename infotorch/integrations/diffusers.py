@@ -118,7 +118,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler for the model of another scheduler's configuration; further options replace those in it."""
-        given: dict[str, Any] = {**dict(config or {}), **kwargs} if not isinstance(config, str) else kwargs
+        given = {**(config if hasattr(config, "items") else {}), **kwargs}  # or a path, which diffusers deprecates
         for name, what in FOREIGN.items():
             if given.get(name):
                 raise ValueError(f"{name}: expected a configuration without {what}, got {given[name]!r}")
