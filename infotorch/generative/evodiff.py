@@ -47,8 +47,8 @@ __all__ = ["EVODiff", "evodiff_sample"]
 VARIANTS = ("corrected", "official")
 LOWEST_RATE, DECAY, DAMPING = -2.0, 0.5, 0.1
 # Gauss-Legendre on [0, 1]. Closed forms exist, and cancel where rate or step are small.
-NODES, NODE_WEIGHTS = ((v / 2).tolist() for v in np.polynomial.legendre.leggauss(16))
-NODES = [0.5 + node for node in NODES]
+NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
+NODES, NODE_WEIGHTS = (NODES + 1) / 2, NODE_WEIGHTS / 2
 
 
 class EVODiff(ProjectingSolver):
@@ -82,61 +82,66 @@ class EVODiff(ProjectingSolver):
         reduce_dims: Sequence[int] | None = None,
         on_step: Callable[[EVODiffStep], None] | None = None,
     ) -> None:
-        super().__init__(grid, reduce_dims=reduce_dims, on_step=on_step, keep=3)
+        super().__init__(grid, reduce_dims=reduce_dims, on_step=on_step, keep=1)
+        # All that the grid decides, once: steps are small, and numbers in the host's memory cost nothing to read.
+        steps = np.diff(self.lambdas)[:-1]  # the last step has no correction, and may be infinite
+        nodes = steps[:, None] * NODES
+        weights = steps[:, None] * NODE_WEIGHTS * np.exp(nodes - steps[:, None])
+        before = np.concatenate(([1.0], steps[:-1]))
+        alphas = np.array(self.alphas[1:-1])
+        line = alphas * (weights * NODES).sum(1)
+        bend = alphas * (weights * nodes * (nodes - steps[:, None])).sum(1) / (steps * (steps + before))
+        bend[0] = 0.0  # two predictions have no parabola
+        self._new, self._old = (line + bend).tolist(), (-bend * steps / before).tolist()
+        self._nodes, self._weights = torch.from_numpy(nodes), torch.from_numpy(weights * alphas[:, None])
 
     def reset(self) -> None:
         """Forget everything but the grid and the options."""
         super().reset()
         self.rate: Tensor | None = None
+        self.change: Tensor | None = None
+        self.older: Tensor | None = None
+        self._length: Tensor = torch.zeros(())
+        self._moved: tuple[Tensor, Tensor] = (torch.zeros(()), torch.zeros(()))
 
     def predict(self) -> Tensor:
         """The probe, or the last state."""
-        assert self.base is not None
-        i = self.i
-        if i == 1:
-            return self.base
-        alpha, h, before = self.alphas[i], self.log_step(i), self.log_step(i - 1)
-        change = self.outputs[-1] - self.outputs[-2]
+        base, change, i = self.base, self.change, self.i
+        assert base is not None
+        if change is None:
+            return base
+        before = self.log_step(i - 1)
         if i == self.grid.steps:
             self.rate = None
-            return self.base + alpha * math.expm1(-h) ** 2 / math.expm1(2 * before) * change
-        self.rate = rate = self._rate(change, before, h)
-        nodes = torch.tensor(NODES, dtype=rate.dtype, device=rate.device) * h
-        weights = torch.tensor(NODE_WEIGHTS, dtype=rate.dtype, device=rate.device) * (nodes - h).exp()
-        grown = torch.expm1(rate.unsqueeze(-1) * nodes) @ weights
-        return self.base + alpha * h * (grown / -torch.expm1(-rate * before)) * change
+            decayed = self.alphas[i] * math.expm1(-self.log_step(i)) ** 2 / math.expm1(2 * before)
+            return torch.add(base, change, alpha=decayed)
+        self.rate = rate = self._rate(change, before, self.log_step(i))
+        nodes, weights = self._moved
+        grown = torch.expm1(rate.unsqueeze(-1) * nodes[i - 1]) @ weights[i - 1]
+        return torch.addcdiv(base, change, torch.expm1(rate * -before).div_(grown), value=-1)
 
     def _rate(self, change: Tensor, before: float, h: float) -> Tensor:
-        dims = self.dims(change)
         lowest = max(LOWEST_RATE, -DECAY / h)
         highest = max(lowest, -DAMPING * h)
-        if len(self.outputs) < 3:
-            return torch.full_like(change.sum(dims, keepdim=True), highest)
+        dims, length = self.dims(change), self._length
+        self._length = inner(change, change, dims)
+        if self.older is None:
+            self._moved = self._nodes.to(change), self._weights.to(change)
+            return torch.full_like(self._length, highest)
         first = self.log_step(self.i - 2)
-        older = self.outputs[-2] - self.outputs[-3]
         tiny = torch.finfo(change.dtype).tiny
-        ratio = inner(change, older, dims) / inner(older, older, dims).clamp(min=tiny) * (first / before)
-        return (ratio.clamp(min=tiny).log() * (2 / (before + first))).clamp(lowest, highest)
+        ratio = inner(change, self.older, dims) / length.clamp(min=tiny) * (first / before)
+        return ratio.clamp_(min=tiny).log_().mul_(2 / (before + first)).clamp_(lowest, highest)
 
     def correct(self, x: Tensor, m: Tensor) -> Tensor:
         """The state that follows from the prediction at the probe."""
         assert self.base is not None
-        i = self.i
-        alpha, h = self.alphas[i], self.log_step(i)
-        new = m - self.outputs[-1]
-        corrected = self.base + alpha * _weighted(h, lambda u: u / h) * new
-        if i > 1:
-            before = self.log_step(i - 1)
-            bend = new - (h / before) * (self.outputs[-1] - self.outputs[-2])
-            weight = _weighted(h, lambda u: u * (u - h) / (h * (h + before)))
-            corrected = corrected + alpha * weight * bend
+        self.older, self.change = self.change, m - self.outputs[-1]
+        corrected = torch.add(self.base, self.change, alpha=self._new[self.i - 1])
+        if self.older is not None:
+            corrected.add_(self.older, alpha=self._old[self.i - 1])
         self.report(x, corrected, **({} if self.rate is None else {"rate": self.rate}))
         return corrected
-
-
-def _weighted(h: float, f: Callable[[float], float]) -> float:
-    r""":math:`\int_0^h e^{u-h} f(u)\, du`."""
-    return h * sum(w * math.exp(h * (node - 1)) * f(h * node) for node, w in zip(NODES, NODE_WEIGHTS, strict=True))
 
 
 def evodiff_sample(

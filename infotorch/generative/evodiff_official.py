@@ -149,6 +149,9 @@ class EVODiffOfficial(ProjectingSolver):
     ) -> None:
         super().__init__(grid, reduce_dims=reduce_dims, on_step=on_step)
         self.lower_order_final = lower_order_final
+        assert self.grid.shares is not None
+        self._shares = list(zip((1 - self.grid.shares).tolist(), self.grid.shares.tolist(), strict=True))
+        self._gaps = (self.grid.alphas / self.grid.sigmas).diff().tolist()
 
     @property
     def calls(self) -> int:
@@ -183,7 +186,7 @@ class EVODiffOfficial(ProjectingSolver):
         older, newer = self.outputs
         dims = self.dims(x)
         q, gain = self.move(i)
-        h = float((self.grid.alphas / self.grid.sigmas)[i - 1 : i + 1].diff())
+        h = self._gaps[i - 1]
         r, d1 = self.log_step(i - 1) / self.log_step(i), self.d1
         rho2 = self._rho(m, newer)
         d2 = m - rho2 * newer
@@ -205,7 +208,6 @@ class EVODiffOfficial(ProjectingSolver):
 
     def _rho(self, newer: Tensor, older: Tensor) -> Tensor:
         """How much of the older prediction the newer one keeps: a part measured, a part from the schedule."""
-        assert self.grid.shares is not None
-        share = self.grid.shares[self.i]
+        scheduled, share = self._shares[self.i]
         still = math.sqrt(self.move(self.i)[0] / self.move(self.i - 1)[0])
-        return float(1 - share) * still + float(share) * projection(newer, older, self.dims(newer))
+        return scheduled * still + share * projection(newer, older, self.dims(newer))

@@ -55,6 +55,7 @@ class MultistepSolver:
         # Plain numbers: a step is a few small operations, and reading tensors would cost as much as these.
         self.alphas, self.lambdas = self.grid.alphas.tolist(), self.grid.lambdas.tolist()
         self._moves = move_weights(self.grid)
+        self._steps = self.grid.steps
         self.reset()
 
     def reset(self) -> None:
@@ -98,10 +99,10 @@ class MultistepSolver:
         if self.i:
             x = self.correct(x, m)
         self.outputs = [*self.outputs, m][-self.keep :]
-        if self.i < self.grid.steps:
+        if self.i < self._steps:
             self.i += 1
-            shrink, gain = self.move(self.i)
-            self.base = shrink * x + gain * m
+            shrink, gain = self._moves[self.i - 1]
+            self.base = (shrink * x).add_(gain * m)
             return self.predict()
         self.i += 1
         return x
@@ -122,14 +123,19 @@ def check_start(x: object) -> Tensor:
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
     if x.ndim < 2:
         raise ValueError(f"x: expected shape (B, D), (B, C, H, W) or more axes, got {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
+    if not _finite(x):
         raise ValueError("x: expected finite numbers, got NaN or infinity")
     return x
 
 
+def _finite(x: Tensor) -> bool:
+    """As ``x.isfinite().all()``, which took as long as five steps of a sampler: 0 times infinity or NaN is NaN."""
+    return not bool((x * 0).sum().isnan())
+
+
 def finished(state: Tensor, x: Tensor) -> Tensor:
     """The sample in the type of ``x``; one look at the end finds what any call returned."""
-    if not bool(state.isfinite().all()):
+    if not _finite(state):
         raise ValueError("model: expected finite outputs, got NaN or infinity in the sample that they lead to")
     return state.to(x.dtype)
 

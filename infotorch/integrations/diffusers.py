@@ -31,6 +31,15 @@ __all__ = ["EVODiffScheduler"]
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "sample": "denoised", "v_prediction": "v"}
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing", "logsnr", "karras")
+# Options of other schedulers that say what the model is or where its times lie; to drop them would give wrong samples.
+FOREIGN = {
+    "use_flow_sigmas": "flow matching",
+    "base_shift": "flow matching",
+    "sigma_data": "EDM preconditioning (infotorch.generative.evodiff_sample takes such a model)",
+    "rescale_betas_zero_snr": "a last training time of pure noise",
+    "use_exponential_sigmas": "exponential times ('logsnr' are the same in variance-preserving models)",
+    "use_beta_sigmas": "times by the beta distribution",
+}
 
 
 class EVODiffScheduler(SchedulerMixin, ConfigMixin):
@@ -57,7 +66,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
         reduce_dims: Axes of the inner products; by default all behind the channels.
 
     Raises:
-        ValueError: An option out of range.
+        ValueError: An option out of range; in `from_config`, a configuration of a model that is not variance-preserving
+            (flow matching, EDM preconditioning), or of times that are not known here.
 
     Reference: S. Li, W. Chen, D. Zeng, 2025, arXiv:2509.26096.
 
@@ -95,14 +105,26 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
         check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
         check_choice("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
         betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas)
-        self.alphas_cumprod = (1 - betas).cumprod(0)
+        self.betas, self.alphas_cumprod = betas, (1 - betas).cumprod(0)
         self.schedule = DiscreteVP(self.alphas_cumprod)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._grid: NoiseGrid | None = None
+        self._levels: list[tuple[float, float]] = []
         self._begin_index: int | None = None
         self._restart()
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler for the model of another scheduler's configuration; further options replace those in it."""
+        given = {**(config if hasattr(config, "items") else {}), **kwargs}  # or a path, which diffusers deprecates
+        for name, what in FOREIGN.items():
+            if given.get(name):
+                raise ValueError(f"{name}: expected a configuration without {what}, got {given[name]!r}")
+        if given.get("use_lu_lambdas"):
+            kwargs.setdefault("timestep_spacing", "logsnr")
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def _restart(self) -> None:
         self._solver: MultistepSolver | None = None
@@ -125,27 +147,28 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ) -> None:
         """Choose the times of a run; forgets the last run.
 
         Args:
             num_inference_steps: Network calls, from 2 to the number of training times.
             device: Where ``timesteps`` lie.
+            timesteps: The times themselves, falling, in place of their number.
 
         Raises:
-            ValueError: Out of range.
+            ValueError: Out of range, or both or none of number and times.
         """
-        last = self.config.num_train_timesteps
-        n = int(check_range("num_inference_steps", num_inference_steps, 2, last - 1))
-        spacing = "karras" if self.config.use_karras_sigmas else self.config.timestep_spacing
-        if spacing in ("karras", "logsnr"):
-            times = time_grid(self.schedule, n, spacing).times[:-1]
-        elif spacing == "linspace":
-            times = torch.linspace(last - 1, 0, n + 1, dtype=torch.float64).round()[:-1].long()
-        elif spacing == "leading":
-            times = torch.arange(n, 0, -1) * (last // (n + 1)) + self.config.steps_offset
+        if timesteps is not None and num_inference_steps is None:
+            times = self._given(timesteps)
+        elif num_inference_steps is not None and timesteps is None:
+            times = self._spaced(num_inference_steps)
         else:
-            times = (last - torch.arange(n) * (last / n)).round().long() - 1
+            raise ValueError("num_inference_steps, timesteps: expected one of them, got both or none")
         alphas, sigmas = self.schedule.alpha(times), self.schedule.sigma(times)
         if self.config.final_sigmas_type == "zero":
             end_alpha, end_sigma = torch.ones(1), torch.zeros(1)
@@ -154,10 +177,31 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
         self._grid = NoiseGrid(
             torch.cat([times.double(), torch.zeros(1)]), torch.cat([alphas, end_alpha]), torch.cat([sigmas, end_sigma])
         )
-        self.num_inference_steps = n
+        self._levels = list(zip(self._grid.alphas.tolist(), self._grid.sigmas.tolist(), strict=True))
+        self.num_inference_steps = len(times)
         self.timesteps = (times.float() if times.is_floating_point() else times).to(device)
         self._begin_index = None
         self._restart()
+
+    def _given(self, timesteps: Sequence[float] | Tensor) -> Tensor:
+        times, last = torch.as_tensor(timesteps, device="cpu"), self.config.num_train_timesteps - 1
+        if times.ndim != 1 or len(times) < 2 or not bool(((times >= 0) & (times <= last)).all()):
+            raise ValueError(f"timesteps: expected at least 2 numbers in [0, {last}], got {times.tolist()}")
+        if not bool((times.diff() < 0).all()):
+            raise ValueError(f"timesteps: expected times that fall, got {times.tolist()}")
+        return times
+
+    def _spaced(self, count: int) -> Tensor:
+        last = self.config.num_train_timesteps
+        n = int(check_range("num_inference_steps", count, 2, last - 1))
+        spacing = "karras" if self.config.use_karras_sigmas else self.config.timestep_spacing
+        if spacing in ("karras", "logsnr"):
+            return time_grid(self.schedule, n, spacing).times[:-1]
+        if spacing == "linspace":
+            return torch.linspace(last - 1, 0, n + 1, dtype=torch.float64).round()[:-1].long()
+        if spacing == "leading":
+            return torch.arange(n, 0, -1) * (last // (n + 1)) + self.config.steps_offset
+        return (last - torch.arange(n) * (last / n)).round().long() - 1
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The sample as it is: variance-preserving models see it unscaled."""
@@ -188,7 +232,9 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
             raise RuntimeError("step: expected set_timesteps(num_inference_steps) before the first step")
         if self._solver is None:
             self._step_index = begin = self._first_index(timestep)
-            grid = NoiseGrid(self._grid.times[begin:], self._grid.alphas[begin:], self._grid.sigmas[begin:])
+            grid = self._grid
+            if begin:
+                grid = NoiseGrid(grid.times[begin:], grid.alphas[begin:], grid.sigmas[begin:])
             method = EVODiff if self.config.variant == "corrected" else EVODiffOfficial
             self._solver = method(grid, reduce_dims=self.config.reduce_dims)
         solver, i = self._solver, self._step_index
@@ -199,8 +245,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):
         m = denoised_from(
             model_output.to(state.dtype),
             state,
-            float(self._grid.alphas[i]),
-            float(self._grid.sigmas[i]),
+            *self._levels[i],
             PREDICTION_TYPES[self.config.prediction_type],
         )
         if self.config.thresholding:

@@ -23,6 +23,6 @@ def test_example(tmp_path):
     record = json.loads((tmp_path / "mee-gan.json").read_text())
     assert set(record["results"]) == {"ring", "grid", "stacked digits"}
     for arms in record["results"].values():
-        assert set(arms) == {"plain", "entropy", "MEE"}
+        assert set(arms) == {"plain", "DLLE, DIsoMap", "entropy", "MEE"}
         assert all("reverse KL" in found for found in arms.values())
     assert (tmp_path / "mee-gan.png").stat().st_size > 10_000

@@ -189,5 +189,56 @@ def test_refusals() -> None:
     assert run(thresholded, lambda x, t: 0 * x + 9, x, 4).abs().max() == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+        ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
+        ("EDMDPMSolverMultistepScheduler", {}),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}),
+    ],
+)
+def test_configurations_of_other_models_are_refused(name, options) -> None:
+    with pytest.raises(ValueError, match="expected a configuration without"):
+        EVODiffScheduler.from_config(getattr(diffusers, name)(**options).config)
+
+
+@pytest.mark.parametrize(
+    ("options", "spacing"),
+    [({"use_lu_lambdas": True}, "logsnr"), ({"timestep_spacing": "trailing"}, "trailing"), ({}, "linspace")],
+)
+def test_configurations_of_the_same_models_are_taken(options, spacing) -> None:
+    peer = diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction", **options)
+    scheduler = EVODiffScheduler.from_config(peer.config)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert scheduler.config.timestep_spacing == spacing
+    karras = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    ours_karras = EVODiffScheduler.from_config(karras.config)
+    ours_karras.set_timesteps(5)
+    other = EVODiffScheduler(timestep_spacing="karras")
+    other.set_timesteps(5)
+    assert torch.equal(ours_karras.timesteps, other.timesteps)
+
+
+def test_times_of_ones_own() -> None:
+    scheduler, by_number = EVODiffScheduler(prediction_type="sample"), EVODiffScheduler(prediction_type="sample")
+    by_number.set_timesteps(4)
+    scheduler.set_timesteps(timesteps=by_number.timesteps.tolist())
+    assert torch.equal(scheduler.timesteps, by_number.timesteps)
+    x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    y, z = x, x
+    for t in scheduler.timesteps:
+        y, z = (s.step(v.tanh(), t, v, return_dict=False)[0] for s, v in ((scheduler, y), (by_number, z)))
+    assert torch.equal(y, z)
+    for wrong in ([5], [5, 9], [1000, 3], [5, 5]):
+        with pytest.raises(ValueError, match="timesteps: expected"):
+            scheduler.set_timesteps(timesteps=wrong)
+    with pytest.raises(ValueError, match="expected one of them"):
+        scheduler.set_timesteps()
+    with pytest.raises(ValueError, match="expected one of them"):
+        scheduler.set_timesteps(4, timesteps=[5, 3])
+
+
 def test_docstrings() -> None:
     assert doctest.testmod(ours, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
