@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core import _brute
-from infotorch.core._checks import check_choice
+from infotorch.core._checks import all_finite, check_choice
 from infotorch.core._samples import as_samples, check_neighbors
 
 METRICS = ("max", "euclidean")
@@ -89,7 +89,7 @@ def count_within(x: Tensor, radii: Tensor, *, strict: bool = True, metric: str =
     radii = radii.detach().to(x)
     if radii.shape != x.shape[:1]:
         raise ValueError(f"radii: expected shape ({len(x)},), got {tuple(radii.shape)}")
-    if not bool(radii.isfinite().all()):
+    if not all_finite(radii):
         raise ValueError("radii: expected finite values, got NaN or infinity")
     if strict:
         # Below r means up to the next number below r, so every search needs the inclusive comparison only.

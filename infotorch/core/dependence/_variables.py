@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from infotorch.core._checks import check_range, check_tensor
+from infotorch.core._checks import all_finite, check_range, check_tensor
 from infotorch.core.dependence import _line, _tiles
 
 
@@ -131,7 +131,7 @@ def as_variable(name: str, x: object, exponent: float = 1.0) -> Variable:
                 f"(write {name}.double() if these are numbers)"
             )
         return Variable(cell=torch.unique(x, return_inverse=True)[1], exponent=exponent)
-    if not bool(x.isfinite().all()):
+    if not all_finite(x):
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return Variable(points=(x.unsqueeze(1) if x.ndim == 1 else x).double(), exponent=exponent)
 
