@@ -149,7 +149,8 @@ def ksg_mi(
         message = f"x, y: {tied} of {n} points coincide with k={k} or more others; nearest neighbors are undefined"
         if ties == "raise" or more:
             raise ValueError(f"{message} (add jitter, or use discrete estimators)")
-        warnings.warn(f"{message}; falling back to the mixture estimator", stacklevel=2)
+        remedy = "falling back to the mixture estimator, which is too high for rounded numbers (add jitter to those)"
+        warnings.warn(f"{message}; {remedy}", stacklevel=2)
         return mixture_mi(x, y, k=k, pointwise=pointwise)
     coincident = int((found.nearest == 0).sum())
     if coincident and not tied:

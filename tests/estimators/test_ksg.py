@@ -21,7 +21,7 @@ from infotorch.distributions import (
     paired_covariance,
 )
 from infotorch.distributions.tasks import beyond_normal_tasks
-from infotorch.estimators import KSG, EstimationWarning, MixedKSG, RossMI, _permuted
+from infotorch.estimators import KSG, AtomicMI, EstimationWarning, MixedKSG, RossMI, _permuted
 from infotorch.estimators._spread import bootstrap_error, half_sample_error
 from infotorch.estimators.base import generator_of
 
@@ -334,6 +334,29 @@ def test_types_and_ties():
         RossMI(confidence=None).fit(a[:50], [0] * 47 + [1] * 3)
     with pytest.warns(EstimationWarning, match="k: 11 points are few for k=3 neighbors"):
         KSG(**bare).fit(a[:11], b[:11])
+
+
+def test_atomic_splits_off_what_repeats():
+    x, y = normal(600)
+    y = 0.8 * x + 0.6 * y
+    rounded = [(20 * z).round() / 20 for z in (x, y.flip(0))]
+    found = AtomicMI(permutations=19).fit(*rounded)
+    assert found.interval_[0] < 0.0 < found.interval_[1]
+    assert found.p_value_ > 0.05
+    assert silent(MixedKSG(**bare), *rounded).mutual_information_ > 0.1  # what it is there to mend
+    assert AtomicMI(**bare).estimate(x, y) == pytest.approx(silent(KSG(**bare), x, y).mutual_information_, abs=1e-6)
+    words = np.where(x.numpy() > 0, "up", "down")
+    assert AtomicMI(**bare).estimate(words, y) == pytest.approx(RossMI(**bare).estimate(y, words), abs=1e-6)
+    assert AtomicMI(**bare).estimate(words, words) == pytest.approx(math.log(2), abs=0.01)
+    zeros = torch.zeros(600, dtype=x.dtype).where(x < 0, x)
+    truth = KSG(**bare).estimate(x[x > 0], y[x > 0]) / 2
+    assert AtomicMI(**bare).estimate(zeros, y) > truth
+    with pytest.warns(EstimationWarning, match="constant columns carry no information"):
+        assert AtomicMI().estimate(torch.ones(600), y) == 0.0
+    with pytest.raises(ValueError, match="x: expected one column, got 2"):
+        AtomicMI().fit(torch.stack((x, y), 1), y)
+    with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\], got 2"):
+        AtomicMI(share=2.0).fit(x, y)
 
 
 def assert_no_pairs(x, y):
