@@ -13,6 +13,7 @@ from benchmarks.machine import version_of
 K = 3
 SIZES, DIMENSIONS = (10_000, 100_000), (2, 8, 32)
 TREE_COLUMNS, SLOW = 8, 5e5  # columns beyond which a tree, and numbers beyond which infomeasure, take minutes a call
+LARGE = 100_000
 SHOWN = 200  # points whose terms are compared where one call takes a minute
 TREE, BRUTE = "scipy.spatial.KDTree", "sklearn NearestNeighbors, brute"
 INFOMEASURE, SKLEARN = "infomeasure kl", "sklearn mutual_info_regression"
@@ -38,7 +39,7 @@ def _entropy(n: int, d: int, options: Options) -> Built:
     from infotorch.core.differential import kl_entropy
 
     x = _points(n, d, options)
-    large = n >= 100_000
+    large = n >= LARGE
     once = large and d > TREE_COLUMNS
     rows = torch.arange(0, n, n // SHOWN) if once else None
 
@@ -85,11 +86,11 @@ def _sklearn_search(x: Tensor, rows: Tensor | None) -> Subject:
     version = version_of("scikit-learn")
     if version is None:
         return Subject(BRUTE, "-", None, "not installed")
+    from sklearn.neighbors import NearestNeighbors
+
     points = x.cpu().numpy()
 
     def run() -> Results:
-        from sklearn.neighbors import NearestNeighbors
-
         search = NearestNeighbors(n_neighbors=K + 1, algorithm="brute", metric="chebyshev").fit(points)
         distance, _ = search.kneighbors(points)
         terms = _from_distances(torch.as_tensor(distance[:, K]), *points.shape)
