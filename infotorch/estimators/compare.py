@@ -252,7 +252,7 @@ def _fitting(
         "GaussianMI": GaussianMI(**o),
         "CopulaMI": CopulaMI(**o),
     }
-    if any(_tied(s) for s in samples.values()):
+    if max(_tied(s) for s in samples.values()) > _TIED:
         found["KSG with noise"] = KSG(noise=1e-10, **o)
         if all(s.n_features == 1 for s in samples.values()):
             found["AtomicMI"] = AtomicMI(**o)

@@ -264,8 +264,9 @@ class AtomicMI(ResampledPair):
     r"""Mutual information of two columns that repeat some values: zero-inflated, censored or rounded numbers.
 
     :func:`infotorch.core.mixed.atomic_mi`: values that many points share are split off as categories, and nearest
-    neighbors see what is left, with noise that parts the other ties. Integers are numbers, strings and booleans are
-    categories. Without repeated values it is :class:`KSG`, and :class:`RossMI` for a number and a category.
+    neighbors see what is left, with noise that parts the other ties. Strings, and integers of two values (booleans),
+    are categories; other integers are numbers. Without repeated values it is :class:`KSG`, and :class:`RossMI` for a
+    number and a category.
 
     Args:
         k: Neighbors.
@@ -305,7 +306,7 @@ class AtomicMI(ResampledPair):
     def _prepare(self, name: str, sample: Sample) -> Tensor:
         if sample.n_features > 1:
             raise ValueError(f"{name}: expected one column, got {sample.n_features}")
-        if sample.nominal:
+        if sample.nominal or (sample.discrete and len(sample.values.unique()) == 2):
             return as_codes(name, sample)
         x = as_numbers(name, sample, standardize=self.standardize, mixed=True)
         return x[:, 0] if x.shape[1] else torch.zeros(len(x), dtype=torch.int64, device=x.device)
