@@ -2,7 +2,7 @@
 
 One interface, three searches, chosen by dimension, number of points and device: a sorted column (counts in one
 dimension), scipy's k-d tree (few dimensions, CPU), and brute force by tiles in torch (many dimensions, or GPU).
-All of them compute in float64 and agree on ties: a point exactly at the radius is never counted by rounding.
+All of them give float64 distances and agree on ties: a point exactly at the radius is never counted by rounding.
 A point is not its own neighbor.
 """
 
