@@ -103,6 +103,8 @@ class Built:
         input_bytes: Size of the inputs: the unit in which memory is reported.
         gates: Bounds to be kept.
         timed: False for cases about values only.
+        rounds: The least number of them. 1 is for calls of a minute: each runs once, for its values and its time, and
+            memory is not measured.
     """
 
     ours: Subject
@@ -111,6 +113,7 @@ class Built:
     input_bytes: int
     gates: Sequence[Gate] = ()
     timed: bool = True
+    rounds: int = 5
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from benchmarks.machine import version_of
 
 K = 3
 SIZES, DIMENSIONS = (10_000, 100_000), (2, 8, 32)
-SLOW = 1e5 * 8  # beyond this many numbers per call the slow peers take minutes
+TREE_COLUMNS, SLOW = 8, 5e5  # columns beyond which a tree, and numbers beyond which infomeasure, take minutes a call
+LARGE = 100_000
+SHOWN = 200  # points whose terms are compared where one call takes a minute
 TREE, BRUTE = "scipy.spatial.KDTree", "sklearn NearestNeighbors, brute"
 INFOMEASURE, SKLEARN = "infomeasure kl", "sklearn mutual_info_regression"
 
@@ -22,9 +24,9 @@ def cases(options: Options) -> list[Case]:
     """Entropy at every size and dimension, mutual information on a line, and in several dimensions."""
     sizes, dimensions = ((1_000,), (2, 8)) if options.quick else (SIZES, DIMENSIONS)
     found = [Case(f"entropy/{n}x{d} float64", partial(_entropy, n, d, options)) for n in sizes for d in dimensions]
-    small = 500 if options.quick else 10_000
-    found.append(Case(f"mutual information/{small}x1, {small}x1 float64", partial(_information, small, 1, options)))
-    found.append(Case(f"mutual information/{small}x5, {small}x5 float64", partial(_information, small, 5, options)))
+    pairs = ((500, 1), (500, 5)) if options.quick else ((10_000, 1), (100_000, 1), (10_000, 5))
+    for n, d in pairs:
+        found.append(Case(f"mutual information/{n}x{d}, {n}x{d} float64", partial(_information, n, d, options)))
     return found
 
 
@@ -37,27 +39,34 @@ def _entropy(n: int, d: int, options: Options) -> Built:
     from infotorch.core.differential import kl_entropy
 
     x = _points(n, d, options)
-    peers = [Subject(TREE, version_of("scipy") or "-", partial(_by_tree, x))]
-    peers.append(_sklearn_search(x))
-    peers.append(_infomeasure(x))
-    slow = n * d > SLOW
-    if slow:  # in many dimensions a tree visits every point
-        peers[0] = Subject(TREE, peers[0].version, None, "minutes a call at this size")
-    gates = [] if options.quick else [Gate(BRUTE if slow or d > 8 else TREE, "time_ratio", at_least=1 / 1.1)]
-    gates.append(Gate(BRUTE, "ours_max_abs_error", at_most=1e-6))
+    large = n >= LARGE
+    once = large and d > TREE_COLUMNS
+    rows = torch.arange(0, n, n // SHOWN) if once else None
+
+    def ours() -> Results:
+        return {"terms": kl_entropy(x, K, pointwise=True)[rows]} if once else {"entropy": kl_entropy(x, K)}
+
+    tree = Subject(TREE, version_of("scipy") or "-", partial(_by_tree, x))
+    brute = _sklearn_search(x, rows)
+    if once:
+        tree = Subject(TREE, tree.version, None, "minutes a call at this size")
+    elif large:
+        brute = Subject(BRUTE, brute.version, None, "minutes a call at this size")
+    gates = [] if options.quick else [Gate(BRUTE if d > TREE_COLUMNS else TREE, "time_ratio", at_least=1 / 1.1)]
+    gates.append(Gate(TREE if large and not once else BRUTE, "ours_max_abs_error", at_most=1e-6))
     return Built(
-        ours=Subject("kl_entropy", _version(), lambda: {"entropy": kl_entropy(x, K)}),
-        peers=peers,
-        reference=(peers[1].run or partial(_by_tree, x)) if slow else partial(_by_tree, x),
+        ours=Subject("kl_entropy", _version(), ours),
+        peers=[tree, brute, _infomeasure(x)],
+        reference=partial(_by_tree, x) if rows is None else partial(_some_terms, x, rows),
         input_bytes=x.numel() * 8,
         gates=gates,
+        rounds=1 if once else 2 if large and d > 2 else 5,
     )
 
 
-def _from_distances(distance: Tensor, n: int, d: int) -> Results:
+def _from_distances(distance: Tensor, n: int, d: int) -> Tensor:
     digamma = torch.special.digamma(torch.tensor([float(n), float(K)], dtype=torch.float64))
-    volume = d * torch.log(torch.tensor(2.0, dtype=torch.float64))
-    return {"entropy": digamma[0] - digamma[1] + volume + d * distance.log().mean()}
+    return digamma[0] - digamma[1] + d * torch.log(torch.tensor(2.0, dtype=torch.float64)) + d * distance.log()
 
 
 def _by_tree(x: Tensor) -> Results:
@@ -65,21 +74,27 @@ def _by_tree(x: Tensor) -> Results:
 
     points = x.cpu().numpy()
     distance, _ = KDTree(points).query(points, K + 1, p=float("inf"))
-    return _from_distances(torch.as_tensor(distance[:, K]), *points.shape)
+    return {"entropy": _from_distances(torch.as_tensor(distance[:, K]), *points.shape).mean()}
 
 
-def _sklearn_search(x: Tensor) -> Subject:
+def _some_terms(x: Tensor, rows: Tensor) -> Results:
+    distance = torch.cdist(x[rows], x, p=float("inf")).kthvalue(K + 1, 1).values
+    return {"terms": _from_distances(distance, *x.shape)}
+
+
+def _sklearn_search(x: Tensor, rows: Tensor | None) -> Subject:
     version = version_of("scikit-learn")
     if version is None:
         return Subject(BRUTE, "-", None, "not installed")
+    from sklearn.neighbors import NearestNeighbors
+
     points = x.cpu().numpy()
 
     def run() -> Results:
-        from sklearn.neighbors import NearestNeighbors
-
         search = NearestNeighbors(n_neighbors=K + 1, algorithm="brute", metric="chebyshev").fit(points)
         distance, _ = search.kneighbors(points)
-        return _from_distances(torch.as_tensor(distance[:, K]), *points.shape)
+        terms = _from_distances(torch.as_tensor(distance[:, K]), *points.shape)
+        return {"entropy": terms.mean()} if rows is None else {"terms": terms[rows]}
 
     return Subject(BRUTE, version, run)
 

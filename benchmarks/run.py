@@ -6,6 +6,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,30 +95,35 @@ def _rows(name: str, case: Case, options: Options, rounds: int, peaks: dict[str,
     subjects: list[Subject] = [built.ours, *built.peers]
     found: dict[str, dict[str, float | None]] = {}
     failed: dict[str, str] = {}
+    samples: dict[str, list[float]] = {}
     for subject in subjects:
         if subject.run is None:
             failed[subject.name] = subject.note or "not available"
             continue
         try:
+            begin = time.perf_counter()
             found[subject.name] = errors(subject.run(), truth)
+            samples[subject.name] = [time.perf_counter() - begin]
         except Exception as error:
             if subject is built.ours:
                 raise
             failed[subject.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     del truth
     alive = [subject for subject in subjects if subject.name not in failed]
-    samples: dict[str, list[float]] = {}
     load = machine.load()
-    if built.timed:
+    if built.timed and built.rounds > 1:
         measured = timing.interleave(
             [subject.run for subject in alive if subject.run],
             rounds=rounds,
+            min_rounds=built.rounds,
             budget_s=_QUICK_BUDGET_S if options.quick else _BUDGET_S,
             seed=options.seed,
             device=options.device,
             tick=bar.update,
         )
         samples = dict(zip((subject.name for subject in alive), measured, strict=True))
+    elif not built.timed:
+        samples = {}
     load = max(load, machine.load())
     rows = []
     for peer in built.peers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from infotorch.core._checks import check_range, check_tensor
+from infotorch.core._checks import all_finite, check_range, check_tensor
 
 MEDIAN_ROWS = 2000  # two million pairs fix a median well enough
 
@@ -22,7 +22,7 @@ def check_points(name: str, x: object) -> Tensor:
 
 def check_finite(name: str, x: Tensor) -> Tensor:
     """``x``, if it holds neither NaN nor infinity."""
-    if not bool(x.isfinite().all()):
+    if not all_finite(x):
         bad = int((~x.isfinite()).sum())
         raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite entries of {x.numel()}")
     return x

@@ -6,7 +6,7 @@ import warnings
 
 from torch import Tensor
 
-from infotorch.core._checks import check_tensor
+from infotorch.core._checks import all_finite, check_tensor
 
 
 def as_samples(name: str, x: Tensor, *, keep_gradient: bool = False) -> Tensor:
@@ -26,7 +26,7 @@ def as_samples(name: str, x: Tensor, *, keep_gradient: bool = False) -> Tensor:
     if x.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {x.dtype}")
     x = x.double()
-    if not bool(x.isfinite().all()):
+    if not all_finite(x):
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return x
 

@@ -149,12 +149,13 @@ def ksg_mi(
         message = f"x, y: {tied} of {n} points coincide with k={k} or more others; nearest neighbors are undefined"
         if ties == "raise" or more:
             raise ValueError(f"{message} (add jitter, or use discrete estimators)")
-        warnings.warn(f"{message}; falling back to the mixture estimator", stacklevel=2)
+        remedy = "falling back to the mixture estimator, which is too high for rounded numbers (add jitter to those)"
+        warnings.warn(f"{message}; {remedy}", stacklevel=2)
         return mixture_mi(x, y, k=k, pointwise=pointwise)
     coincident = int((found.nearest == 0).sum())
     if coincident and not tied:
         message = f"x, y: {coincident} of {n} points coincide with another, so the samples are not continuous"
-        warnings.warn(f"{message}; prefer mixture_mi, or add jitter", stacklevel=2)
+        warnings.warn(f"{message}; add jitter to rounded numbers, or use atomic_mi", stacklevel=2)
     m = len(blocks) - 1
     if tied:  # all columns are constant: nothing can be learned from them
         terms = torch.zeros_like(found.radius)
@@ -168,9 +169,15 @@ def ksg_mi(
 def ross_mi(x: Tensor, labels: Tensor, *, k: int = 3, metric: str = "max", pointwise: bool = False) -> Tensor:
     r"""Ross's mutual information of a continuous sample and a discrete label.
 
-    :math:`\psi(n) + \overline{\psi(k_i) - \psi(n_c) - \psi(m_i)}`: ``k_i = min(k, n_c - 1)``, ``m_i`` the points of any
-    class closer than the point's k_i-th neighbor within its class (itself included). Classes of a single point
-    are left out.
+    :math:`\psi(n) + \overline{\psi(k_i) - \psi(n_c) - \psi(m_i)}`: ``m_i`` the points of any class closer than the
+    point's k-th neighbor within its class (or its last, in a class of at most k), ``k_i`` those of its own class, the
+    point itself included in both. Classes of a single point are left out.
+
+    Without ties ``k_i`` is ``min(k, n_c - 1)``, as published. With ties fewer points may be closer than the k-th, and
+    where more than k coincide, ``k_i`` and ``m_i`` count the coinciding ones, as Gao et al. do for mixtures. For values
+    that all repeat often this is the plug-in estimate with digammas for logarithms, and where ties come from rounding
+    it is what small noise gives (scikit-learn's treatment) without its randomness; the published numbers of neighbors
+    lose nats there.
 
     Args:
         x: Continuous, ``(n, d)`` or ``(n,)``.
@@ -184,7 +191,8 @@ def ross_mi(x: Tensor, labels: Tensor, *, k: int = 3, metric: str = "max", point
         TypeError: Floating-point labels.
         ValueError: ``k >= n``, different numbers of points, no class of two points, values that are not finite.
 
-    Reference: B. Ross, "Mutual information between discrete and continuous data sets", 2014.
+    Reference: B. Ross, "Mutual information between discrete and continuous data sets", 2014; for ties W. Gao et al.,
+    2017, arXiv:1709.06212.
 
     >>> ross_mi(torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([0, 0, 1, 1]), k=1)
     tensor(0.8333, dtype=torch.float64)
@@ -196,19 +204,28 @@ def ross_mi(x: Tensor, labels: Tensor, *, k: int = 3, metric: str = "max", point
     if len(kept) == 0:
         raise ValueError("labels: expected a class of at least 2 points, got singletons only")
     points, codes, sizes = x[kept], codes[kept], sizes.to(x.device)
-    radius = x.new_empty(len(kept))
+    radius, own = x.new_empty(len(kept)), torch.empty_like(codes)
     for label in codes.unique():
         members = (codes == label).nonzero().squeeze(1)
-        own = min(k, len(members) - 1)
-        radius[members] = knn(points[members], own, metric=metric)[0][:, -1]
+        radius[members], own[members] = _closer(points[members], min(k, len(members) - 1), metric)
     # One unit in the last place less: the neighbor that set the radius is outside, exact duplicates are not.
     radius = torch.nextafter(radius, radius.new_zeros(()))
     within = count_within(points, radius, strict=False, metric=metric) + 1
-    neighbors = (sizes[codes] - 1).clamp(max=k)
-    terms = _psi(len(kept)) + _psi(neighbors) - _psi(sizes[codes]) - _psi(within)
+    terms = _psi(len(kept)) + _psi(own) - _psi(sizes[codes]) - _psi(within)
     if not pointwise:
         return terms.mean()
     return x.new_full((len(x),), torch.nan).index_copy_(0, kept, terms)
+
+
+def _closer(x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """Distance to the k-th neighbor, and how many points are closer, the point itself included; coincide, where 0."""
+    distances = knn(x, k, metric=metric)[0]
+    radius = distances[:, -1]
+    closer = (distances < radius.unsqueeze(1)).sum(1) + 1
+    coincident = radius == 0
+    if bool(coincident.any()):
+        closer = torch.where(coincident, count_within(x, torch.zeros_like(radius), strict=False) + 1, closer)
+    return radius, closer
 
 
 def mixture_mi(

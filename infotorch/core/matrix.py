@@ -82,18 +82,41 @@ def matrix_entropy(gram: Tensor, alpha: float = 2.0) -> Tensor:
     >>> matrix_entropy(torch.eye(4)), matrix_entropy(torch.ones(4, 4))  # log 4: all apart; 0: all alike
     (tensor(1.3863), tensor(0.))
     """
-    gram = check_square("gram", gram)
     check_range("alpha", alpha, 0.0)
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    if not bool((trace > 0).all()):
-        raise ValueError(f"gram: expected a positive trace, got {float(trace.detach().min()):g}")
     if alpha == 2:
-        return 2 * (trace.log() - torch.linalg.vector_norm(gram, dim=(-2, -1)).log())
+        return _collision_entropy(_square("gram", gram))
+    gram = check_square("gram", gram)
+    _check_trace(_trace(gram))
     eigenvalues = torch.linalg.eigvalsh(gram)
     if alpha == 0:
         noise = gram.shape[-1] * torch.finfo(gram.dtype).eps * eigenvalues[..., -1:]
         eigenvalues = torch.where(eigenvalues > noise, eigenvalues, 0.0)
     return categorical.renyi_entropy(probs=shares(eigenvalues), alpha=alpha)
+
+
+def _collision_entropy(gram: Tensor) -> Tensor:
+    """Order 2, rows summed in float64: a float32 sum over all n² entries errs by 1e-5."""
+    trace, total = _trace(gram), _total_square(gram)
+    if not bool(((trace > 0) & (total > 0) & total.isfinite()).all()):
+        check_finite("gram", gram)
+        _check_trace(trace)
+        # The squares of very large or very small entries: scaled first they are neither.
+        total = _total_square(gram / trace[..., None, None])
+        trace = torch.ones_like(trace)
+    return (2 * trace.log() - total.log()).to(gram.dtype)
+
+
+def _total_square(gram: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(gram, dim=-1).double().square().sum(-1)
+
+
+def _trace(gram: Tensor) -> Tensor:
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
+
+
+def _check_trace(trace: Tensor) -> None:
+    if not bool((trace > 0).all()):
+        raise ValueError(f"gram: expected a positive trace, got {float(trace.detach().min()):g}")
 
 
 def matrix_joint_entropy(*grams: Tensor, alpha: float = 2.0) -> Tensor:
@@ -119,7 +142,7 @@ def matrix_joint_entropy(*grams: Tensor, alpha: float = 2.0) -> Tensor:
     """
     if not grams:
         raise ValueError("grams: expected at least one Gram matrix, got none")
-    sizes = [check_square("grams", gram).shape[-1] for gram in grams]
+    sizes = [_square("grams", gram).shape[-1] for gram in grams]
     if len(set(sizes)) > 1:
         raise ValueError(f"grams: expected matrices over the same points, got sizes {sizes}")
     return matrix_entropy(reduce(torch.mul, grams), alpha)
@@ -182,9 +205,13 @@ def shares(eigenvalues: Tensor) -> Tensor:
 
 def check_square(name: str, matrix: object) -> Tensor:
     """``matrix`` in at least float32, if it is a finite floating tensor of shape ``(..., n, n)``."""
+    return check_finite(name, _square(name, matrix))
+
+
+def _square(name: str, matrix: object) -> Tensor:
     matrix = check_tensor(name, matrix)
     if not matrix.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {matrix.dtype} (write {name}.float())")
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.shape[-1] == 0:
         raise ValueError(f"{name}: expected square matrices of shape (..., n, n), got {tuple(matrix.shape)}")
-    return check_finite(name, matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float())
+    return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()

@@ -9,8 +9,7 @@ and given an atom nothing is left of its column, so that three well-behaved esti
 table, of numbers and labels where there is no atom, and of numbers where there are none in either column.
 
 Nearest neighbors alone do worse: :func:`infotorch.core.differential.mixture_mi` needs the points at an atom to be many
-in both columns at once, and finds 0.8 nats between 5,000 independent normals that were rounded to 0.05;
-:func:`infotorch.core.differential.ross_mi` is off by nats where its numbers have ties.
+in both columns at once, and finds 0.8 nats between 5,000 independent normals that were rounded to 0.05.
 """
 
 from __future__ import annotations

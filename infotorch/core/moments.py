@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core import distributed
-from infotorch.core._checks import check_choice, check_tensor
+from infotorch.core._checks import all_finite, check_choice, check_tensor
 from infotorch.core._kernels import check_finite
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _CPU_ROWS = {torch.float64: 256, torch.float32: 512}  # rows at a time: few enough that their copy stays in cache
 _CUDA_ENTRIES = 1 << 25  # entries at a time: a float64 copy of 256 MiB
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
-_PANEL = 256  # rows of the product; what lies above its diagonal is not computed, up to one panel
+_PANEL = 128  # rows of the product; what lies above its diagonal is not computed, up to one panel
 
 
 def as_rows(name: str, features: object) -> Tensor:
@@ -82,26 +82,8 @@ class Moments:
             TypeError: ``features`` is not a floating tensor.
             ValueError: It has fewer than two dimensions, or entries that are not finite; unknown precision.
         """
-        check_choice("precision", precision, _PRECISIONS)
-        dtype = _PRECISIONS[precision]
-        rows = as_rows("features", features).detach()
-        n, d = rows.shape
-        blocks = rows.split(_CPU_ROWS[dtype] if rows.device.type == "cpu" else max(1, _CUDA_ENTRIES // d))
-        mean = torch.zeros(d, dtype=torch.float64, device=rows.device)
-        for block in blocks:
-            mean += block.double().sum(0)
-        mean /= n
-        # A sum hides no NaN and no infinity, and is d numbers to look at instead of n d.
-        if not bool(mean.isfinite().all()):
-            check_finite("features", rows)
-        scatter = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-        centered = torch.empty(len(blocks[0]), d, dtype=dtype, device=rows.device)
-        work = torch.empty(d, len(blocks[0]), dtype=dtype, device=rows.device)
-        for block in blocks:
-            torch.sub(block, mean, out=centered[: len(block)])
-            _add_products(scatter, work[:, : len(block)].copy_(centered[: len(block)].mT))
-        lower = scatter.tril()
-        return cls(torch.full_like(mean[0], n), mean, lower + lower.tril(-1).mT)
+        rows = as_rows("features", features)
+        return cls.zero(rows.shape[1], rows.device).add(rows, precision=precision)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -115,7 +97,33 @@ class Moments:
             TypeError: ``features`` is not a floating tensor.
             ValueError: Another number of features, entries that are not finite, unknown precision.
         """
-        return self.merge(Moments.of(features, precision=precision))
+        check_choice("precision", precision, _PRECISIONS)
+        dtype = _PRECISIONS[precision]
+        rows = as_rows("features", features).detach()
+        n, d = rows.shape
+        if d != self.mean.shape[0]:
+            raise ValueError(f"features: expected {self.mean.shape[0]} of them, got {d}")
+        blocks = rows.split(_CPU_ROWS[dtype] if rows.device.type == "cpu" else max(1, _CUDA_ENTRIES // d))
+        mean = torch.zeros_like(self.mean)
+        for block in blocks:
+            mean += block.sum(0, dtype=torch.float64)
+        mean /= n
+        # A sum hides no NaN and no infinity, and is d numbers to look at instead of n d.
+        if not all_finite(mean):
+            check_finite("features", rows)
+        count, part, delta = self._joined(torch.full_like(self.count, n), mean)
+        scatter = torch.addr(self.scatter, delta * (self.count * part), delta)
+        centered = torch.empty(len(blocks[0]), d, dtype=dtype, device=rows.device)
+        work = torch.empty(d, len(blocks[0]), dtype=dtype, device=rows.device)
+        for block in blocks:
+            torch.sub(block, mean, out=centered[: len(block)])
+            _add_products(scatter, work[:, : len(block)].copy_(centered[: len(block)].mT))
+        return Moments(count, self.mean + delta * part, _mirror(scatter))
+
+    def _joined(self, count: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Number of rows with ``count`` more of another mean, the share of those, and how far apart the means are."""
+        total = self.count + count
+        return total, count / total.clamp(min=1), mean - self.mean
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of rows.
@@ -125,9 +133,7 @@ class Moments:
         """
         if other.mean.shape != self.mean.shape:
             raise ValueError(f"other: expected {self.mean.shape[0]} features, got {other.mean.shape[0]}")
-        count = self.count + other.count
-        part = other.count / count.clamp(min=1)
-        delta = other.mean - self.mean
+        count, part, delta = self._joined(other.count, other.mean)
         return Moments(
             count=count,
             mean=self.mean + delta * part,
@@ -162,3 +168,13 @@ def _add_products(total: Tensor, columns: Tensor) -> None:
             target.addmm_(panel, columns[:stop].mT)
         else:
             target.add_(panel @ columns[:stop].mT)
+
+
+def _mirror(lower: Tensor) -> Tensor:
+    """Copy the lower triangle to the upper one, in place, by tiles that fit the cache."""
+    for start in range(0, len(lower), _PANEL):
+        stop = start + _PANEL
+        lower[:start, start:stop] = lower[start:stop, :start].mT
+        corner = lower[start:stop, start:stop]
+        corner.copy_(corner.tril() + corner.tril(-1).mT)
+    return lower

@@ -2,7 +2,7 @@
 
 One interface, three searches, chosen by dimension, number of points and device: a sorted column (counts in one
 dimension), scipy's k-d tree (few dimensions, CPU), and brute force by tiles in torch (many dimensions, or GPU).
-All of them compute in float64 and agree on ties: a point exactly at the radius is never counted by rounding.
+All of them give float64 distances and agree on ties: a point exactly at the radius is never counted by rounding.
 A point is not its own neighbor.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core import _brute
-from infotorch.core._checks import check_choice
+from infotorch.core._checks import all_finite, check_choice
 from infotorch.core._samples import as_samples, check_neighbors
 
 METRICS = ("max", "euclidean")
@@ -89,7 +89,7 @@ def count_within(x: Tensor, radii: Tensor, *, strict: bool = True, metric: str =
     radii = radii.detach().to(x)
     if radii.shape != x.shape[:1]:
         raise ValueError(f"radii: expected shape ({len(x)},), got {tuple(radii.shape)}")
-    if not bool(radii.isfinite().all()):
+    if not all_finite(radii):
         raise ValueError("radii: expected finite values, got NaN or infinity")
     if strict:
         # Below r means up to the next number below r, so every search needs the inclusive comparison only.
@@ -179,7 +179,8 @@ def _choose(blocks: Sequence[Tensor], metric: str, backend: str, counted: Sequen
     # Nanoseconds a point, fitted to normal samples of 1e3 and 1e4 points on one core.
     share = min(1.0, 1.4 * n ** (-1 / d))  # of the points that are within reach in one column
     tree = 600 * n ** (0.045 * d) + share * n * sum(0.5 + 0.6 * m for m in counted if m > 1)
-    brute = 8000 + n * ((3.3 if metric == "euclidean" and not counted else 1 + 0.8 * d) + 1.2 * len(counted))
+    alone = 3.3 if metric == "euclidean" else 1 + 0.4 * d  # products, and differences in float32
+    brute = 8000 + n * (alone if not counted else 1 + 0.8 * d + 1.2 * len(counted))
     return "tree" if tree < brute else "brute"
 
 
@@ -187,18 +188,24 @@ def _tree_knn(x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     from scipy.spatial import KDTree  # a fifth of a second that other users of the core need not pay
 
     points = x.cpu().numpy()
-    tree = KDTree(points, leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
+    # Tight boxes pay from three dimensions on. Medians would be a little faster on normal data, and several times
+    # slower on heavy tails.
+    tree = KDTree(points, leafsize=_LEAF, balanced_tree=False, compact_nodes=x.shape[1] > 2)
     # Asking in the tree's own order keeps its nodes in the cache.
     order = torch.from_numpy(tree.indices)
-    distances, indices = tree.query(points[tree.indices], k + 1, p=torch.inf if metric == "max" else 2)
-    distances, indices = torch.from_numpy(distances), torch.from_numpy(indices)
-    # The point itself is among its k + 1 nearest, first unless it has duplicates; with more than k of them it
-    # may be missing, and any of the equidistant ones can be left out in its place.
+    found = tree.query(points[tree.indices], k + 1, p=torch.inf if metric == "max" else 2)
+    distances, indices = (torch.from_numpy(part) for part in found)
     own = indices == order.unsqueeze(1)
-    own[~own.any(1), -1] = True
-    kept = (~own).nonzero()[:, 1].view(-1, k)
+    if bool(own[:, 0].all()):
+        distances, indices = distances[:, 1:], indices[:, 1:]
+    else:
+        # The point itself is among its k + 1 nearest, but not first if it has duplicates; with more than k of them it
+        # may be missing, and any of the equidistant ones can be left out in its place.
+        own[~own.any(1), -1] = True
+        kept = (~own).nonzero()[:, 1].view(-1, k)
+        distances, indices = distances.gather(1, kept), indices.gather(1, kept)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-    return distances.gather(1, kept)[back].to(x.device), indices.gather(1, kept)[back].to(x.device)
+    return distances.index_select(0, back).to(x.device), indices.index_select(0, back).to(x.device)
 
 
 def _cross_tree(queries: Tensor, x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:

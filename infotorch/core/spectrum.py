@@ -120,7 +120,7 @@ def _from_moments(moments: Moments, center: bool, standardize: bool) -> tuple[Te
     if n < 2:
         raise ValueError(f"source: expected moments of at least 2 rows, got {n}")
     check_finite("source", moments.scatter)
-    matrix = moments.scatter if center else moments.scatter + n * torch.outer(moments.mean, moments.mean)
+    matrix = moments.scatter if center else torch.addr(moments.scatter, n * moments.mean, moments.mean)
     constant = _is_constant(matrix.trace(), n, moments.mean)
     if standardize:
         scale = _inverse_scale(moments.scatter.diagonal(), n, moments.mean)

@@ -10,7 +10,7 @@ from infotorch.estimators.entropy import KLEntropy
 from infotorch.estimators.gaussian import CopulaMI, GaussianMI
 from infotorch.estimators.mist import MIST
 from infotorch.estimators.multiplicity import adjust_p_values
-from infotorch.estimators.neighbors import KSG, MixedKSG, RossMI
+from infotorch.estimators.neighbors import KSG, AtomicMI, MixedKSG, RossMI
 from infotorch.estimators.neural import (
     CLUB,
     JSMI,
@@ -36,6 +36,7 @@ __all__ = [
     "SMILE",
     "TUBA",
     "AlphaTUBA",
+    "AtomicMI",
     "Column",
     "Comparison",
     "ConditionalMI",

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infotorch.core._checks import all_finite
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -58,7 +60,7 @@ def as_sample(name: str, x: Any) -> Sample:
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"{name}: expected shape (n, d) or (n,), not empty, got {tuple(values.shape)}")
     values = values.long() if discrete else values.double()
-    if not discrete and not bool(values.isfinite().all()):
+    if not discrete and not all_finite(values):
         raise ValueError(f"{name}: expected finite values, got {_count(~values.isfinite())} that are NaN or infinity")
     return Sample(values, discrete, tensor, nominal)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infotorch.core._checks import check_choice
+from infotorch.core.mixed import atoms
 from infotorch.estimators._samples import Sample, as_sample
 from infotorch.estimators._variables import as_codes
 from infotorch.estimators.base import PairEstimator, paired_samples, recorded
@@ -17,10 +18,11 @@ from infotorch.estimators.dependence import HSIC, DistanceCorrelation
 from infotorch.estimators.discrete import DiscreteMI
 from infotorch.estimators.gaussian import CopulaMI, GaussianMI
 from infotorch.estimators.mist import MIST
-from infotorch.estimators.neighbors import KSG, MixedKSG, RossMI
+from infotorch.estimators.neighbors import KSG, AtomicMI, MixedKSG, RossMI
 
 TYPES = ("continuous", "discrete")
 _DENSE = 5.0  # points per cell of a table from which the corrections agree
+_TIED = 0.02  # share of repeated values in a column from which nearest neighbors are misled
 _BIAS = "leave neighbors too far apart"
 
 
@@ -250,6 +252,10 @@ def _fitting(
         "GaussianMI": GaussianMI(**o),
         "CopulaMI": CopulaMI(**o),
     }
+    if max(_tied(s) for s in samples.values()) > _TIED:
+        found["KSG with noise"] = KSG(noise=1e-10, **o)
+        if all(s.n_features == 1 for s in samples.values()):
+            found["AtomicMI"] = AtomicMI(**o)
     trained = MIST(confidence=confidence, random_state=random_state)
     if all(s.n_features <= trained.training.columns[1] for s in samples.values()):
         found["MIST"] = trained
@@ -259,6 +265,16 @@ def _fitting(
         options: dict[str, Any] = {"random_state": random_state} | ({"confidence": confidence} if confidence else {})
         found |= {kind.__name__: kind(**options) for kind in (InfoNCE, NWJ, SMILE)}
     return found | related
+
+
+def _tied(sample: Sample) -> float:
+    """Share of the points that have a value of theirs, in any column that varies, in common with another point."""
+    shares = [0.0]
+    for column in sample.values.T:
+        values, counts = column.unique(return_counts=True)
+        if len(values) > 1:
+            shares.append(float(counts[counts > 1].sum()) / len(column))
+    return max(shares)
 
 
 def _run(name: str, estimator: Any, x: Any, y: Any) -> Estimated:
@@ -300,6 +316,16 @@ def _recommend(results: tuple[Estimated, ...], samples: Mapping[str, Sample]) ->
     if "KSG" not in by_name or "CopulaMI" not in by_name:
         name = next(iter(by_name))
         return name, "the first of those that were asked for"
+    if max(tied := [_tied(s) for s in samples.values()]) > _TIED:
+        why = f"up to {max(tied):.0%} of a column's values repeat"
+        if "AtomicMI" in by_name:
+            return "AtomicMI", f"{why}, and it splits off those that do so often"
+        if "KSG with noise" in by_name and not any(bool(atoms(c).any()) for s in samples.values() for c in s.values.T):
+            return "KSG with noise", f"{why}, none of them often, as rounding leaves them"
+        return (
+            None,
+            f"{why}; reduce x and y to one column each, for AtomicMI to tell rounding from values that stand out",
+        )
     ksg, copula = by_name["KSG"], by_name["CopulaMI"]
     if any("heavy tails" in text for text in ksg.warnings) and "KSG normal scores" in by_name:
         ksg = by_name["KSG normal scores"]

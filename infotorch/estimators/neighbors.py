@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from infotorch.core._checks import check_range
 from infotorch.core.differential import ksg_mi, mixture_mi, ross_mi
+from infotorch.core.mixed import atomic_mi
 from infotorch.estimators import _permuted
 from infotorch.estimators._inference import ResampledPair
 from infotorch.estimators._reference import normal_reference
@@ -90,7 +92,7 @@ class KSG(_Numbers):
 
     Scales the columns, then :func:`infotorch.core.differential.ksg_mi`. Constant columns and copies of other columns
     are left out, with a warning. Where more than ``k`` points coincide the estimator is undefined, and Gao's mixture
-    form is used, with a warning.
+    form is used, with a warning; :class:`AtomicMI` or ``noise`` do better with rounded numbers.
 
     Args:
         k: Neighbors; more of them trade variance for bias.
@@ -148,7 +150,8 @@ class MixedKSG(_Numbers):
     r"""Gao's mutual information: each side continuous, discrete, or a mixture of the two.
 
     :func:`infotorch.core.differential.mixture_mi` on scaled columns. Integers are read as numbers; strings and other
-    objects as categories, all of them at least 1 apart (a standard deviation of the other columns) and not scaled.
+    objects as categories, all of them at least 1 apart (a standard deviation of the other columns) and not scaled. For
+    numbers that were rounded it is too high, by tenths of a nat and more: see :class:`AtomicMI`.
 
     Args:
         k: Neighbors.
@@ -191,8 +194,8 @@ class MixedKSG(_Numbers):
 class RossMI(_Neighbors):
     r"""Ross's mutual information of continuous ``x`` and categories ``y``.
 
-    :func:`infotorch.core.differential.ross_mi` on scaled columns. Categories that occur once are left out, with a
-    warning.
+    :func:`infotorch.core.differential.ross_mi` on scaled columns; numbers may have ties. Categories that occur once are
+    left out, with a warning.
 
     Args:
         k: Neighbors within a category.
@@ -254,3 +257,68 @@ class RossMI(_Neighbors):
             )
         error = self._resampling_error(self._value, x, y, least=2 * self.k + 2)
         return self._infer(x, y, float(terms.nanmean()), error, local=terms)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class AtomicMI(ResampledPair):
+    r"""Mutual information of two columns that repeat some values: zero-inflated, censored or rounded numbers.
+
+    :func:`infotorch.core.mixed.atomic_mi`: values that many points share are split off as categories, and nearest
+    neighbors see what is left, with noise that parts the other ties. Strings, and integers of two values (booleans),
+    are categories; other integers are numbers. Without repeated values it is :class:`KSG`, and :class:`RossMI` for a
+    number and a category.
+
+    Args:
+        k: Neighbors.
+        share: Of the points that share a value, from which it is a category.
+        standardize: As in :class:`KSG`; so are the others.
+        noise: Scale of the noise.
+        clip: Report 0 for negative values.
+        confidence: Of the interval, or None.
+        resamples: Half-samples behind the interval.
+        permutations: For the p-value.
+        random_state: Seed.
+
+    Attributes:
+        mutual_information_: Estimate in nats.
+        std_error_: Standard error, or None.
+        interval_: Confidence interval of the estimator's mean, or None.
+        p_value_: Permutation p-value of independence, or None.
+        null_: Estimates under permutations, or None.
+
+    Raises (in ``fit``):
+        ValueError: As :class:`KSG`; a variable of several columns, ``share`` outside [0, 1].
+
+    Reference: the terms' authors, A. Kraskov et al., 2004; B. Ross, 2014; N. Vinh et al., 2010.
+
+    >>> rounded = torch.randn(2, 2000, generator=torch.Generator().manual_seed(0)).mul(20).round().div(20)
+    >>> found = [kind(confidence=None).estimate(*rounded) for kind in (AtomicMI, MixedKSG)]
+    >>> f"{found[0]:.2f}, where neighbors alone see {found[1]:.2f}; truth 0"
+    '0.03, where neighbors alone see 0.27; truth 0'
+    """
+
+    k: int = field(default=3, kw_only=False)
+    share: float = 0.05
+    standardize: Standardize = True
+    noise: float = 1e-10
+    clip: bool = False
+
+    def _prepare(self, name: str, sample: Sample) -> Tensor:
+        if sample.n_features > 1:
+            raise ValueError(f"{name}: expected one column, got {sample.n_features}")
+        if sample.nominal or (sample.discrete and len(sample.values.unique()) == 2):
+            return as_codes(name, sample)
+        x = as_numbers(name, sample, standardize=self.standardize, mixed=True)
+        return x[:, 0] if x.shape[1] else torch.zeros(len(x), dtype=torch.int64, device=x.device)
+
+    def _value(self, x: Tensor, y: Tensor) -> float:
+        options = {"k": self.k, "share": self.share, "noise": self.noise, "generator": self._stream("noise")}
+        return float(atomic_mi(x, y, **options))
+
+    def _fit(self, x: Tensor, y: Tensor) -> Estimate:
+        self._check_inference()
+        check_range("noise", self.noise, 0.0)
+        if bool((x == x[0]).all()) or bool((y == y[0]).all()):
+            return self._nothing()
+        error = self._resampling_error(self._value, x, y, least=2 * self.k + 2)
+        return self._infer(x, y, self._value(x, y), error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -158,5 +159,7 @@ def _jobs(table: TextTable, columns: int, one: bool) -> int:
 
 
 def _fail(message: str) -> int:
+    """Messages name the arguments of :func:`report_table`; here they are options."""
+    message = re.sub(r"\b(dates|decimal|missing)='([^']+)'", r"--\1 \2", message)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2

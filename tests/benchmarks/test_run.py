@@ -124,6 +124,25 @@ def test_interleave_and_paired_ratio(bench):
     assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 3.0)
 
 
+def test_calls_of_a_minute_run_once(bench):
+    common, seen = bench.common, []
+
+    def subject(name: str):
+        def run():
+            seen.append(name)
+            return {"value": torch.zeros(1)}
+
+        return common.Subject(name, "1", run)
+
+    built = common.Built(subject("ours"), [subject("peer")], lambda: {"value": torch.zeros(1)}, 8, rounds=1)
+    benchmark = common.Benchmark("slow", "", lambda options: [common.Case("case", lambda: built)])
+    (row,) = bench.run.run(benchmark, common.Options(), with_memory=False)
+    assert seen == ["ours", "peer"]
+    assert row["rounds"] == 1
+    assert row["time_ratio"] > 0
+    assert row["max_abs_error"] == 0
+
+
 def test_interleave_keeps_its_budget(bench):
     samples = bench.timing.interleave([lambda: None], rounds=50, budget_s=0.0, min_rounds=3)
     assert len(samples[0]) == 3

@@ -194,6 +194,52 @@ def test_ross_near_the_truth_and_on_shuffled_labels():
     torch.testing.assert_close(D.ross_mi(x, labels.bool()), D.ross_mi(x, 5 - labels))
 
 
+def with_ties(name: str, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A label and a number that depends on it and repeats its values."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(n, generator=generator) < 0.4).long()
+    x = torch.randn(n, generator=generator, dtype=torch.float64) + labels
+    zero = torch.rand(n, generator=generator) < 0.5
+    values = {
+        "rounded finely": (x / 0.05).round() * 0.05,
+        "rounded": (x / 0.2).round() * 0.2,
+        "grades": x.round(),
+        "zero-inflated": torch.where(zero, 0.0, x),
+        "censored": x.clamp(max=0.5),
+        "independent, rounded": ((x - labels) / 0.05).round() * 0.05,
+    }
+    return values[name], labels
+
+
+TIES = ["rounded finely", "rounded", "grades", "zero-inflated", "censored", "independent, rounded"]
+
+
+@pytest.mark.parametrize("n", [300, 2000])
+@pytest.mark.parametrize("name", TIES)
+def test_ross_with_ties_is_what_noise_would_give(name, n):
+    """scikit-learn adds noise of 1e-10, whose average over seeds is a number without ties."""
+    found, want = [], []
+    for seed in range(6):
+        x, labels = with_ties(name, n, seed)
+        found.append(float(D.ross_mi(x, labels)))
+        noisy = (D.jitter(x, generator=torch.Generator().manual_seed(1000 + s)) for s in range(4))
+        want += [float(D.ross_mi(z, labels)) for z in noisy]
+        theirs = feature_selection.mutual_info_classif(x.unsqueeze(1).numpy(), labels.numpy(), random_state=seed)[0]
+        assert found[-1] == pytest.approx(theirs, abs=0.15 if n < 1000 else 0.06)  # it clips at 0, and draws once
+    assert np.mean(found) == pytest.approx(np.mean(want), abs=0.02 if n < 1000 else 0.01)
+
+
+def test_ross_of_values_that_all_repeat_is_a_contingency_table():
+    x = torch.tensor([0.0, 1.0, 5.0]).repeat_interleave(torch.tensor([80, 60, 60]))
+    labels = torch.randint(2, (200,), generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(3 * labels + torch.unique(x, return_inverse=True)[1]).double().view(2, 3)
+    digammas = [(c * torch.digamma(c)).sum() / 200 for c in (counts, counts.sum(1), counts.sum(0))]
+    want = torch.digamma(torch.tensor(200.0, dtype=torch.float64)) + digammas[0] - digammas[1] - digammas[2]
+    torch.testing.assert_close(D.ross_mi(x, labels), want)
+    assert float(D.ross_mi(labels.double(), labels)) == pytest.approx(math.log(2), abs=0.01)
+    assert float(D.ross_mi(torch.zeros(200), labels)) == pytest.approx(0.0, abs=0.01)
+
+
 def test_few_points_warn():
     with pytest.warns(UserWarning, match=r"k: 11 points are few for k=3 neighbors"):
         D.ksg_mi(normal(11), normal(11, seed=1))

@@ -83,6 +83,31 @@ def test_entropy_equals_numpy_eigenvalues(alpha):
     assert float(matrix_entropy(gram, alpha)) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e25, 1e-25, 1e35])
+def test_order_2_in_float32_at_any_scale(scale):
+    gram = gaussian_gram(normal(1200, 8), 2.0)
+    want = -(gram / 1200).square().sum().log()
+    single = (scale * gram).float().requires_grad_()
+    value = matrix_entropy(single)
+    assert value.dtype == torch.float32
+    assert float(value.detach()) == pytest.approx(float(want), abs=1e-6)
+    (grad,) = torch.autograd.grad(value, single)
+    assert grad.isfinite().all()
+    double = gram.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(matrix_entropy(double), double)
+    torch.testing.assert_close(grad.double() * scale, exact, rtol=1e-4, atol=1e-9)
+
+
+def test_order_2_refuses_what_the_others_refuse():
+    for bad in (math.nan, math.inf):
+        broken = torch.eye(3)
+        broken[0, 1] = bad
+        with pytest.raises(ValueError, match="gram: expected finite values, got 1 NaN or infinite entries of 9"):
+            matrix_entropy(broken)
+    with pytest.raises(ValueError, match="gram: expected a positive trace, got 0"):
+        matrix_entropy(torch.zeros(3, 3))
+
+
 def test_von_neumann_entropy_is_tr_rho_log_rho():
     covariance = torch.from_numpy(np.cov(normal(4, 50).numpy()))
     rho = (covariance / covariance.trace()).numpy()

@@ -53,6 +53,22 @@ def test_knn(metric, backend, n, d, k):
 
 
 @pytest.mark.parametrize("metric", ["max", "euclidean"])
+@pytest.mark.parametrize("kind", ["far clusters", "tiny", "huge", "beyond float32", "duplicates", "constant"])
+def test_brute_force_where_quick_arithmetic_fails(metric, kind):
+    x = normal(120, 5)
+    if kind == "far clusters":
+        x[::2] += 1e9
+    elif kind == "duplicates":
+        x[40:] = x[:40].repeat(2, 1)
+    elif kind == "constant":
+        x[:] = 3.0
+    else:
+        x = x * {"tiny": 1e-60, "huge": 1e25, "beyond float32": 1e60}[kind]
+    distances, _ = knn(x, 3, metric=metric, backend="brute")
+    np.testing.assert_allclose(distances.numpy(), np.sort(off_diagonal(plain(x, metric)), 1)[:, :3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["max", "euclidean"])
 @pytest.mark.parametrize("backend", ["auto", "tree", "brute"])
 @pytest.mark.parametrize(("n", "q", "d", "k"), [(40, 7, 1, 1), (40, 90, 3, 40), (300, 20, 12, 3)])
 def test_neighbors_of_queries(metric, backend, n, q, d, k, monkeypatch):

@@ -147,3 +147,21 @@ def test_warnings_stay_in_the_record():
         found = estimate_all(torch.ones(50), torch.randn(50, generator=torch.Generator().manual_seed(0)))
     assert found["KSG"].value == 0
     assert "constant columns" in found["KSG"].warnings[0]
+
+
+def test_rounded_numbers_and_zeros():
+    """Nearest neighbors are misled by ties: what is recommended is not."""
+    generator = torch.Generator().manual_seed(5)
+    x, y = (torch.randn(2, 1000, generator=generator, dtype=torch.float64) * 20).round() / 20
+    found = estimate_all(x, y, confidence=None)
+    assert found["KSG"].value > 0.15
+    assert found.recommended == "AtomicMI"
+    assert "values repeat" in found.reason
+    for name in ("AtomicMI", "KSG with noise"):
+        assert abs(found[name].value) < 0.06
+    pairs = torch.randn(1000, generator=generator, dtype=torch.float64)
+    wide = estimate_all(torch.stack((x, pairs), 1), y, confidence=None)
+    assert wide.recommended == "KSG with noise"
+    assert abs(wide["KSG with noise"].value) < 0.1
+    zeros = torch.stack((x.clamp(min=0), pairs), 1)
+    assert estimate_all(zeros, y, confidence=None).recommended is None

@@ -22,6 +22,7 @@ CASES = {
     E.KSG: (x, y),
     E.MixedKSG: (x, few_y),
     E.RossMI: (x, few_y),
+    E.AtomicMI: (x[:, 0].round(1), y[:, 0]),
     E.ConditionalMI: (x[:, 0], y[:, 0], x[:, 1]),
     E.KLEntropy: (x,),
     E.GaussianMI: (x, y),
@@ -104,7 +105,8 @@ def test_repeated_and_reloaded_fits_are_equal(kind, data):
     same(first, learned(make(kind).fit(*data)))
     same(first, learned(pickle.loads(pickle.dumps(estimator))))
     other = make(kind, random_state=1).fit(*data)
-    assert other.value_ == estimator.value_
+    if not getattr(estimator, "noise", 0.0):
+        assert other.value_ == estimator.value_
     assert other.std_error_ != estimator.std_error_ or kind is E.MIST  # which draws nothing for so few points
     fewer = make(kind, permutations=4).fit(*data)  # asking for less of one thing leaves the others alone
     assert fewer.std_error_ == estimator.std_error_

@@ -21,7 +21,7 @@ from infotorch.distributions import (
     paired_covariance,
 )
 from infotorch.distributions.tasks import beyond_normal_tasks
-from infotorch.estimators import KSG, EstimationWarning, MixedKSG, RossMI, _permuted
+from infotorch.estimators import KSG, AtomicMI, EstimationWarning, MixedKSG, RossMI, _permuted
 from infotorch.estimators._spread import bootstrap_error, half_sample_error
 from infotorch.estimators.base import generator_of
 
@@ -334,6 +334,33 @@ def test_types_and_ties():
         RossMI(confidence=None).fit(a[:50], [0] * 47 + [1] * 3)
     with pytest.warns(EstimationWarning, match="k: 11 points are few for k=3 neighbors"):
         KSG(**bare).fit(a[:11], b[:11])
+
+
+def test_atomic_splits_off_what_repeats():
+    def value(kind, *data):
+        return silent(kind(confidence=None), *data).mutual_information_
+
+    x, y = (z[:, 0] for z in normal(600))
+    y = 0.8 * x + 0.6 * y
+    rounded = [(20 * z).round() / 20 for z in (x, y.flip(0))]
+    found = AtomicMI(permutations=19).fit(*rounded)
+    assert found.interval_[0] < 0.0 < found.interval_[1]
+    assert found.p_value_ > 0.05
+    assert silent(MixedKSG(**bare), *rounded).mutual_information_ > 0.1  # what it is there to mend
+    assert value(AtomicMI, x, y) == pytest.approx(value(KSG, x, y), abs=1e-6)
+    words = np.where(x.numpy() > 0, "up", "down")
+    assert value(AtomicMI, words, y) == pytest.approx(value(RossMI, y, words), abs=1e-6)
+    assert value(AtomicMI, words, words) == pytest.approx(math.log(2), abs=0.01)
+    rare = y > 1.9  # fewer than 5 % of the points, and a category all the same
+    assert value(AtomicMI, x, rare) == pytest.approx(value(RossMI, x, rare), abs=0.02)
+    zeros = torch.zeros(600, dtype=x.dtype).where(x < 0, x)
+    assert value(AtomicMI, zeros, y) > value(KSG, x[x > 0], y[x > 0]) / 2  # and what the zeros tell
+    with pytest.warns(EstimationWarning, match="constant columns carry no information"):
+        assert AtomicMI().estimate(torch.ones(600), y) == 0.0
+    with pytest.raises(ValueError, match="x: expected one column, got 2"):
+        AtomicMI().fit(torch.stack((x, y), 1), y)
+    with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\], got 2"):
+        AtomicMI(share=2.0).fit(x, y)
 
 
 def assert_no_pairs(x, y):

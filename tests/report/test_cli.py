@@ -104,6 +104,7 @@ def test_reading_options(tmp_path: Path) -> None:
         (["ragged.csv"], "ragged.csv: line 3 has 1 cells, line 1 has 2"),
         (["empty.csv"], "empty.csv: the file is empty"),
         (["gone.csv"], "all cells of the chosen columns are missing"),
+        (["when.csv"], "either number may be the month; say --dates dmy or --dates mdy"),
     ],
 )
 def test_bad_input_gives_2_and_one_line(
@@ -112,6 +113,7 @@ def test_bad_input_gives_2_and_one_line(
     (tmp_path / "ragged.csv").write_text("a,b\n1,2\n3\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "gone.csv").write_text("a,b\n,\nNA,\n")
+    (tmp_path / "when.csv").write_text("a,b\n01/02/2024,1\n03/04/2024,2\n")
     assert main(["report", *QUICK, *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from infotorch.core._checks import check_range, check_tensor
+from infotorch.core._checks import all_finite, check_range, check_tensor
 from infotorch.core.dependence import _line, _line_cells, _tiles
 
 
@@ -132,7 +131,7 @@ def as_variable(name: str, x: object, exponent: float = 1.0) -> Variable:
                 f"(write {name}.double() if these are numbers)"
             )
         return Variable(cell=torch.unique(x, return_inverse=True)[1], exponent=exponent)
-    if not all(math.isfinite(float(end)) for end in torch.aminmax(x.detach())):  # a NaN is either
+    if not all_finite(x):
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return Variable(points=(x.unsqueeze(1) if x.ndim == 1 else x).double(), exponent=exponent)
 
