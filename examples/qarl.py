@@ -9,11 +9,13 @@ one trained afterwards for it alone.
     python examples/qarl.py --tasks pendulum inverted-pendulum --methods all --iterations 10 --seeds 3
     python examples/qarl.py --tasks hopper --full                the paper's settings on Hopper; many hours
 
-inverted-pendulum and hopper need gymnasium[mujoco]. Written to --out: qarl.json and qarl.png.
+inverted-pendulum and hopper need gymnasium[mujoco]. Written to --out after every method: qarl.json and qarl.png;
+--resume goes on from there.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +166,7 @@ def curriculum(method: str, bound: float, full: bool) -> Any:
 def run(task: Task, method: str, seed: int, args: Any) -> tuple[dict[str, float], Tensor]:
     """Train once and evaluate."""
     env = task.env()
-    iterations = 200 if args.full else args.iterations * task.longer
+    count = iterations(args) * (1 if args.full else task.longer)
     options = {} if args.full else SHORT | task.options
     chosen = curriculum(method, task.bound, args.full)
     model = QARL(
@@ -172,12 +174,12 @@ def run(task: Task, method: str, seed: int, args: Any) -> tuple[dict[str, float]
         method=method,
         curriculum=chosen,
         performance_bound=task.bound,
-        iterations=iterations,
+        iterations=count,
         evaluation=2,
         seed=seed,
         **options,
     )
-    plain_trainer(max_epochs=iterations).fit(model)
+    plain_trainer(max_epochs=count).fit(model)
     found = model.evaluate(10)
     told = 0.0 if model.conditioned else None
     budget = 100_000 if args.full else 3000
@@ -269,6 +271,7 @@ def record(results: dict[str, Any], games: list[Any], grids: dict[str, Any], see
         seeds=seeds,
         results=results,
         packages=("gymnasium", "mujoco"),
+        iterations=iterations(args),
         forces={name: TASKS[name].force for name in grids},
         curves={
             f"{name}, {method}": [[round(float(v), 2) for v in row] for row in grid]
@@ -279,6 +282,21 @@ def record(results: dict[str, Any], games: list[Any], grids: dict[str, Any], see
     plot(games, grids, args.out / "qarl.png")
 
 
+def finished(path: Path, seeds: list[int], args: Any) -> dict[str, Any]:
+    """The record of an earlier run, nothing if there is none."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    for name, expected in {"seeds": seeds, "iterations": iterations(args)}.items():
+        if found[name] != expected:
+            raise ValueError(f"{path}: expected {name} {expected} to go on with, got {found[name]}")
+    return found
+
+
+def iterations(args: Any) -> int:
+    return 200 if args.full else args.iterations
+
+
 def main() -> None:
     parser = base_parser(__doc__, slug="qarl", seeds=1)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["pendulum"])
@@ -286,6 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--iterations", type=int, default=5, help="of the short runs; twice as many on inverted-pendulum"
     )
+    parser.add_argument("--resume", action="store_true", help="keep the methods that the record in --out has")
     args = parser.parse_args()
     methods = [m for m in reversed(QARL.METHODS) if m in args.methods or "all" in args.methods]
     seeds = [args.seed + i for i in range(args.seeds or (5 if args.full else 1))]
@@ -302,10 +321,16 @@ def main() -> None:
         }
     }
     grids: dict[str, dict[str, Tensor]] = {}
+    before = finished(args.out / "qarl.json", seeds, args) if args.resume else {}
     with tqdm(total=len(args.tasks) * len(methods) * len(seeds), unit="run") as bar:
         for name in args.tasks:
             results[name], grids[name] = {}, {}
             for method in methods:
+                if done := before.get("results", {}).get(name, {}).get(method):
+                    results[name][method] = done
+                    grids[name][method] = torch.tensor(before["curves"][f"{name}, {method}"])
+                    bar.update(len(seeds))
+                    continue
                 runs = []
                 for seed in seeds:
                     bar.set_description(f"{name}, {method}, seed {seed}")
@@ -313,7 +338,7 @@ def main() -> None:
                     bar.update()
                 results[name][method] = spreads([found for found, _ in runs])
                 grids[name][method] = torch.stack([grid for _, grid in runs]).mean(0)
-            record(results, games, grids, seeds, args)
+                record(results, games, grids, seeds, args)
     for game, found in results["matrix games, exploitability at the end"].items():
         print_table((game, "exploitability"), [[name, format_spread(s["values"])] for name, s in found.items()])
     for name in args.tasks:

@@ -21,12 +21,11 @@ from infotorch.rl.matrix_games import (
     logit_qre,
     nash,
 )
-from infotorch.rl.player import Player, Replay, ReplayRows
+from infotorch.rl.networks import SquashedGaussian, TwinCritic
+from infotorch.rl.player import Player
 from infotorch.rl.replay import ReplayBuffer, SumTree, Transitions
 from infotorch.rl.robustness import Grid, fresh_adversary, robustness_grid
 from infotorch.rl.soft_actor_critic import (
-    SquashedGaussian,
-    TwinCritic,
     actor_loss,
     critic_target,
     polyak_,
@@ -64,9 +63,7 @@ __all__ = [
     "QLearner",
     "QNetwork",
     "QuantalResponse",
-    "Replay",
     "ReplayBuffer",
-    "ReplayRows",
     "ScalarHead",
     "SquashedGaussian",
     "SumTree",

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Generator
 
-from infotorch.rl.adversary import AdversaryWrapper
-from infotorch.rl.soft_actor_critic import SquashedGaussian
+from infotorch.rl.adversary import AdversaryWrapper, Turn
+from infotorch.rl.networks import SquashedGaussian
+from infotorch.rl.replay import Transitions
 
 __all__ = ["Act", "Outcome", "act_with", "play_against"]
 
@@ -30,9 +31,19 @@ def act_with(policy: SquashedGaussian, generator: Generator | None = None) -> Ac
     weight = next(policy.parameters())
 
     def act(observation: np.ndarray) -> np.ndarray:
-        return policy.act(torch.from_numpy(observation).to(weight), generator).float().cpu().numpy()
+        seen = torch.from_numpy(observation).to(weight).unsqueeze(0)
+        return policy.act(seen, generator)[0].float().cpu().numpy()
 
     return act
+
+
+def transition(
+    seen: np.ndarray, action: np.ndarray, reward: float, turn: Turn, following: np.ndarray, gamma: float
+) -> Transitions:
+    """One row for a player's replay: its own action and reward, what it saw before and after."""
+    rows = (np.asarray(x, dtype=np.float32)[None] for x in (seen, action, reward, following))
+    obs, acted, earned, next_obs = map(torch.from_numpy, rows)
+    return Transitions(obs, acted, earned, next_obs, torch.tensor([0.0 if turn.absorbing else gamma]))
 
 
 def play_against(

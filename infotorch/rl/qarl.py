@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 
 from infotorch.core._checks import check_choice, check_range
 from infotorch.rl.adversary import AdversaryWrapper, Turn
-from infotorch.rl.episodes import Act, Outcome, act_with, play_against
-from infotorch.rl.player import Player, Replay
+from infotorch.rl.episodes import Act, Outcome, act_with, play_against, transition
+from infotorch.rl.player import Player
+from infotorch.rl.replay import ReplayBuffer
 from infotorch.rl.temperature import Curriculum, FixedTemperature, GammaCurriculum, LinearTemperature
 
 __all__ = ["QARL"]
@@ -149,7 +150,7 @@ class QARL(LightningModule):
                 for name, size in sizes.items()
             }
         )
-        self.replays = {name: Replay(seen, size, capacity) for name, size in sizes.items()}
+        self.replays = {name: ReplayBuffer(capacity, seed=seed * 1_009 + i) for i, name in enumerate(sizes)}
         self.env_steps = dict.fromkeys(sizes, 0)
         self.iteration = 0
         self.history: list[dict[str, float]] = []
@@ -227,7 +228,7 @@ class QARL(LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for each player's policy, critics and learned temperature."""
-        return [o for name in self.players for o in self._player(name).optimizers(self.lr_actor, self.lr_critic)]
+        return [self._player(name).optimizer(self.lr_actor, self.lr_critic) for name in self.players]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """One batch, which says nothing: an epoch is an iteration."""
@@ -264,22 +265,18 @@ class QARL(LightningModule):
     def _train_episode(self, trained: str, level: float | None, seed: int, metrics: dict[str, list[Tensor]]) -> Outcome:
         player, replay = self._player(trained), self.replays[trained]
         optimizers: Any = self.optimizers()
-        first = 0 if trained == "protagonist" else 3  # after the protagonist's policy, critics and temperature
-        own = optimizers[first : first + 3]
+        own = optimizers[list(self.players).index(trained)] if len(self.players) > 1 else optimizers
 
         def learn(seen: Any, action: Any, push: Any, turn: Turn, following: Any) -> None:
-            if trained == "protagonist":
-                replay.add(seen, action, turn.reward, turn.absorbing, following)
-            else:
-                replay.add(seen, push, -turn.reward, turn.absorbing, following)
+            mine = (action, turn.reward) if trained == "protagonist" else (push, -turn.reward)
+            replay.add(transition(seen, *mine, turn, following, self.gamma))
             self.env_steps[trained] += 1
             steps = self.env_steps[trained]
             if len(replay) < self.initial or steps % self.steps_per_update:
                 return
             found = player.update(
-                replay.sample(self.batch, self.generator, self.device),
+                replay.sample(self.batch)[0].to(self.device),
                 own,
-                gamma=self.gamma,
                 tau=self.tau,
                 generator=self.generator,
                 policy=steps > self.warmup,

@@ -21,7 +21,7 @@ class Transitions(NamedTuple):
 
     Attributes:
         obs: Observations s, ``(B, ...)``.
-        action: Their actions, ``(B,)``, int64.
+        action: Their actions: indices ``(B,)``, int64, or continuous ones ``(B, d)``.
         reward: Discounted sum of the rewards of the steps, ``(B,)``.
         next_obs: Observations s' after them, ``(B, ...)``. Of a truncated episode its last one, not that of a reset.
         discount: What the value of s' counts, ``(B,)``: :math:`\gamma^n`, and 0 where the episode terminated. A
@@ -42,24 +42,31 @@ class Transitions(NamedTuple):
         """Return the rows if they fit together.
 
         Raises:
-            ValueError: Lengths or shapes that differ, no row, rewards that are not finite, discounts outside [0, 1],
-                actions that are no index below ``actions``.
+            ValueError: Lengths or shapes that differ, no row, rewards or continuous actions that are not finite,
+                discounts outside [0, 1], actions that are no index below ``actions`` (if that is given).
         """
         rows = len(self.obs)
         if not rows:
             raise ValueError("obs: expected at least one transition, got none")
         if self.next_obs.shape != self.obs.shape:
             raise ValueError(f"next_obs: expected shape {tuple(self.obs.shape)}, got {tuple(self.next_obs.shape)}")
-        for name in ("action", "reward", "discount"):
+        continuous = self.action.ndim == 2 and actions is None
+        for name in ("reward", "discount") if continuous else ("action", "reward", "discount"):
             if getattr(self, name).shape != (rows,):
                 raise ValueError(f"{name}: expected shape ({rows},), got {tuple(getattr(self, name).shape)}")
-        if self.action.is_floating_point():
+        if continuous:
+            if len(self.action) != rows or not self.action.is_floating_point():
+                got = f"{tuple(self.action.shape)} of {self.action.dtype}"
+                raise ValueError(f"action: expected indices ({rows},) or floating-point ({rows}, d), got {got}")
+        elif self.action.is_floating_point():
             raise ValueError(f"action: expected indices, got {self.action.dtype}")
-        low, high = int(self.action.min()), int(self.action.max())
-        if low < 0 or (actions is not None and high >= actions):
-            raise ValueError(f"action: expected indices in [0, {actions}), got {low} to {high}")
-        if not bool(self.reward.isfinite().all()):
-            raise ValueError("reward: expected finite numbers, got NaN or infinity")
+        else:
+            low, high = int(self.action.min()), int(self.action.max())
+            if low < 0 or (actions is not None and high >= actions):
+                raise ValueError(f"action: expected indices in [0, {actions}), got {low} to {high}")
+        for name in ("action", "reward") if continuous else ("reward",):
+            if not bool(getattr(self, name).isfinite().all()):
+                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         if not bool(((self.discount >= 0) & (self.discount <= 1)).all()):
             raise ValueError("discount: expected numbers in [0, 1]")
         return self
@@ -110,7 +117,7 @@ class SumTree:
 
 
 class ReplayBuffer:
-    r"""The last ``capacity`` transitions, on the CPU.
+    r"""The last ``capacity`` transitions, on the CPU, in memory that grows with them.
 
     With ``alpha`` > 0 row i is drawn with probability :math:`P_i \propto (|\delta_i| + \epsilon)^\alpha`; new rows get
     the largest priority so far. The weights :math:`(N P_i)^{-\beta}`, divided by the largest of the batch, make up for
@@ -158,19 +165,35 @@ class ReplayBuffer:
             ValueError: Rows that do not fit together or to those in the buffer.
         """
         rows = rows.check()
-        if self._rows is None:
-            self._rows = Transitions(*(x.new_zeros(self.capacity, *x.shape[1:], device="cpu") for x in rows))
-        elif rows.obs.shape[1:] != self._rows.obs.shape[1:]:
-            expected, got = tuple(self._rows.obs.shape[1:]), tuple(rows.obs.shape[1:])
-            raise ValueError(f"obs: expected rows of shape {expected}, got {got}")
-        rows = Transitions(*(x[-self.capacity :].cpu() for x in rows))
+        if self._rows is not None:
+            for name, store, x in zip(Transitions._fields, self._rows, rows, strict=True):
+                if x.shape[1:] != store.shape[1:]:
+                    expected, got = tuple(store.shape[1:]), tuple(x.shape[1:])
+                    raise ValueError(f"{name}: expected rows of shape {expected}, got {got}")
+        if len(rows.obs) > self.capacity:
+            rows = Transitions(*(x[-self.capacity :] for x in rows))
         count = len(rows.obs)
-        index = (self.added + torch.arange(count)) % self.capacity
-        for store, x in zip(self._rows, rows, strict=True):
-            store[index] = x.to(store.dtype)
+        stores = self._reserve(rows, min(self.added + count, self.capacity))
+        start = self.added % self.capacity
+        fits = min(count, self.capacity - start)  # the others begin again at 0
+        for store, x in zip(stores, rows, strict=True):
+            store[start : start + fits] = x[:fits]
+            if fits < count:
+                store[: count - fits] = x[fits:]
         if self.tree is not None:
-            self.tree.set(index.numpy(), np.full(count, self.largest))
+            self.tree.set((start + np.arange(count)) % self.capacity, np.full(count, self.largest))
         self.added += count
+
+    def _reserve(self, rows: Transitions, size: int) -> Transitions:
+        """Memory for ``size`` transitions like the given ones."""
+        reserved = 0 if self._rows is None else len(self._rows.obs)
+        if self._rows is None or reserved < size:
+            larger = min(max(2 * reserved, size, 1024), self.capacity)
+            grown = Transitions(*(x.new_zeros(larger, *x.shape[1:], device="cpu") for x in self._rows or rows))
+            for new, old in zip(grown, self._rows or (), strict=False):
+                new[:reserved] = old
+            self._rows = grown
+        return self._rows
 
     def sample(self, size: int) -> tuple[Transitions, Tensor, Tensor]:
         """Rows, their index, and their weights ``(size,)``, drawn with replacement.
@@ -217,8 +240,7 @@ class ReplayBuffer:
             raise ValueError("state: expected a buffer of the same capacity and kind of draws")
         self._rows = None
         if rows is not None:
-            self._rows = Transitions(*(x.new_zeros(self.capacity, *x.shape[1:]) for x in rows))
-            for store, x in zip(self._rows, rows, strict=True):
+            for store, x in zip(self._reserve(Transitions(*rows), stored), rows, strict=True):
                 store[:stored] = x
         if self.tree is not None:
             if len(priorities) != self.capacity:

@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 
 from infotorch.core._checks import check_range
 from infotorch.rl.adversary import AdversaryWrapper, Turn
-from infotorch.rl.episodes import Act, act_with, play_against
-from infotorch.rl.player import Player, Replay
+from infotorch.rl.episodes import Act, act_with, play_against, transition
+from infotorch.rl.player import Player
+from infotorch.rl.replay import ReplayBuffer
 
 __all__ = ["Grid", "fresh_adversary", "robustness_grid"]
 
@@ -141,15 +142,15 @@ def fresh_adversary(
     generator = Generator().manual_seed(seed)
     seen = env.observation_size + (temperature_seen is not None)
     player = Player(seen, env.adversary_size, temperature=temperature, hidden=hidden, generator=generator)
-    replay, optimizers = Replay(seen, env.adversary_size, steps), player.optimizers(lr_actor, lr_critic)
+    replay, optimizer = ReplayBuffer(steps, seed=seed), player.optimizer(lr_actor, lr_critic)
     done = 0
 
     def learn(seen: Any, action: Any, push: Any, turn: Turn, following: Any) -> None:
         nonlocal done
         done += 1
-        replay.add(seen, push, -turn.reward, turn.absorbing, following)
+        replay.add(transition(seen, push, -turn.reward, turn, following, gamma))
         if initial <= done <= steps and done % steps_per_update == 0:
-            player.update(replay.sample(batch, generator), optimizers, gamma=gamma, generator=generator)
+            player.update(replay.sample(batch)[0], optimizer, generator=generator)
 
     drawn, episode = act_with(player.actor, generator), 0
     while done < steps:

@@ -1,4 +1,4 @@
-r"""Soft actor-critic for one of two players: squashed Gaussian policies, losses with a temperature per transition.
+r"""Losses of the soft actor-critic for one of two players, with a temperature per transition.
 
 The temperature of QARL's adversary belongs to the episode and is part of its observation, so it enters the losses as a
 vector; a protagonist learns its own, as usual. Temperatures stay on a linear scale: 0 is allowed in the losses.
@@ -14,14 +14,11 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from infotorch.core._checks import check_range, shape_of
-from infotorch.nn import mlp
 
 __all__ = [
-    "SquashedGaussian",
-    "TwinCritic",
     "actor_loss",
     "critic_target",
     "polyak_",
@@ -111,7 +108,7 @@ def critic_target(
     q2: Tensor,
     log_prob: Tensor,
     temperature: Tensor,
-    gamma: float = 0.99,
+    gamma: float | Tensor = 0.99,
 ) -> Tensor:
     r"""Target :math:`y = r + \gamma (1 - \mathrm{absorbing}) (\min(Q_1', Q_2') - \alpha \log \pi(a'))`.
 
@@ -122,7 +119,7 @@ def critic_target(
         q2: and the second.
         log_prob: Shape ``(B,)``, of that action; nats.
         temperature: Shape ``(B,)`` or ``()``.
-        gamma: Discount.
+        gamma: Discount, or that of each row, ``(B,)``.
 
     Returns:
         Shape ``(B,)``, without gradient.
@@ -136,7 +133,10 @@ def critic_target(
     """
     _same_shape(reward=reward, absorbing=absorbing, q1=q1, q2=q2, log_prob=log_prob)
     _broadcasts("temperature", temperature, reward)
-    check_range("gamma", gamma, 0.0, 1.0)
+    if isinstance(gamma, Tensor):
+        _broadcasts("gamma", gamma, reward)
+    else:
+        check_range("gamma", gamma, 0.0, 1.0)
     soft = torch.minimum(_wide(q1), _wide(q2)) - _wide(temperature) * _wide(log_prob)
     # Where the episode ended the next state's value is not looked at, whatever it is.
     ahead = torch.where(absorbing.bool(), 0.0, soft)
@@ -180,88 +180,6 @@ def polyak_(target: nn.Module, source: nn.Module, tau: float = 0.005) -> None:
     """
     check_range("tau", tau, 0.0, 1.0)
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
-
-
-class SquashedGaussian(nn.Module):
-    """Policy with separate networks for mean and log standard deviation.
-
-    Args:
-        observation: Length of observations.
-        action: Length of actions, each in (-1, 1).
-        hidden: Widths of the hidden layers.
-        generator: Of the initial weights (Xavier uniform).
-
-    Raises:
-        ValueError: A size that is no positive int.
-
-    >>> policy = SquashedGaussian(3, 1, (8,))
-    >>> policy(torch.zeros(5, 3), torch.Generator().manual_seed(0)).log_prob.shape
-    torch.Size([5])
-    """
-
-    def __init__(
-        self,
-        observation: int,
-        action: int,
-        hidden: tuple[int, ...] = (256, 256, 256),
-        generator: Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self.mu, self.log_std = (xavier_(mlp((observation, *hidden, action)), generator) for _ in range(2))
-
-    def forward(self, observation: Tensor, generator: Generator | None = None) -> Squashed:
-        """Draw actions, differentiably."""
-        mu = self.mu(observation)
-        device = mu.device if generator is None else generator.device
-        noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=device)
-        return squash(mu, self.log_std(observation), noise.to(mu.device))
-
-    @torch.no_grad()
-    def act(self, observation: Tensor, generator: Generator | None = None) -> Tensor:
-        """A drawn action, or without a generator the policy's mode."""
-        return self.mu(observation).tanh() if generator is None else self(observation, generator).action
-
-
-class TwinCritic(nn.Module):
-    """Two networks that value an observation and an action.
-
-    Args:
-        observation, action: Lengths.
-        hidden: Widths of the hidden layers.
-        generator: Of the initial weights (Xavier uniform).
-
-    Raises:
-        ValueError: A size that is no positive int.
-
-    >>> q1, q2 = TwinCritic(3, 1, (8,))(torch.zeros(5, 3), torch.zeros(5, 1))
-    >>> q1.shape
-    torch.Size([5])
-    """
-
-    def __init__(
-        self,
-        observation: int,
-        action: int,
-        hidden: tuple[int, ...] = (256, 256, 256),
-        generator: Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self.q1, self.q2 = (xavier_(mlp((observation + action, *hidden, 1)), generator) for _ in range(2))
-
-    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Both values, ``(B,)``."""
-        pair = torch.cat((observation, action), -1)
-        return self.q1(pair).squeeze(-1), self.q2(pair).squeeze(-1)
-
-
-def xavier_(network: nn.Sequential, generator: Generator | None = None) -> nn.Sequential:
-    """Xavier uniform weights, with the gain of ReLU in all layers but the last, and biases of 0."""
-    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    for layer in layers:
-        gain = 1.0 if layer is layers[-1] else math.sqrt(2.0)
-        nn.init.xavier_uniform_(layer.weight, gain, generator=generator)
-        nn.init.zeros_(layer.bias)
-    return network
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -13,11 +13,14 @@ from infotorch.rl import (
     FixedTemperature,
     GammaCurriculum,
     Player,
-    Replay,
+    Transitions,
     act_with,
+    actor_loss,
+    critic_target,
     fresh_adversary,
     play_against,
     robustness_grid,
+    temperature_loss,
 )
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -62,26 +65,34 @@ def test_temperature_is_the_last_entry_of_what_both_see():
     model = make(curriculum=FixedTemperature(0.25))
     plain_trainer(max_epochs=1).fit(model)
     for replay in model.replays.values():
-        rows = replay.sample(20, torch.Generator().manual_seed(0))
-        assert bool((rows.observation[:, -1] == 0.25).all())
-        assert bool((rows.following[:, -1] == 0.25).all())
-    adversary = model._player("adversary")
-    assert torch.equal(adversary.temperature(rows.observation), torch.full((20,), 0.25))
+        rows, *_ = replay.sample(20)
+        assert bool((rows.obs[:, -1] == 0.25).all())
+        assert bool((rows.next_obs[:, -1] == 0.25).all())
+        assert torch.equal(model._player("adversary").temperature(rows.obs), torch.full((20,), 0.25))
 
 
 def test_rewards_are_opposite_and_time_limits_not_absorbing():
     model = make("rarl")
     plain_trainer(max_epochs=1).fit(model)
     for name, sign in (("protagonist", -1), ("adversary", 1)):
-        rows = model.replays[name].sample(40, torch.Generator().manual_seed(0))
+        rows, *_ = model.replays[name].sample(40)
         assert bool((rows.reward.sign() == sign).all())
-        assert float(rows.absorbing.sum()) == 0.0
+        assert bool((rows.discount == torch.tensor(model.gamma)).all())
+
+
+def test_an_episode_that_ends_for_good_is_absorbing():
+    pytest.importorskip("gymnasium.envs.mujoco")
+    env = AdversaryWrapper(gymnasium.make("InvertedPendulum-v5", max_episode_steps=50), ["pole"], "x", 30.0)
+    model = QARL(env, method="sac", **SMALL)
+    plain_trainer(max_epochs=1).fit(model)
+    discounts = model.replays["protagonist"].sample(400)[0].discount
+    assert set(discounts.unique().tolist()) == {0.0, float(np.float32(0.99))}
 
 
 def test_force_curriculum_bounds_the_actions():
     model = make("force", curriculum=FixedTemperature(0.1))
     plain_trainer(max_epochs=1).fit(model)
-    actions = model.replays["adversary"].sample(40, torch.Generator().manual_seed(0)).action
+    actions = model.replays["adversary"].sample(40)[0].action
     assert 0.05 < float(actions.abs().max()) <= 0.1 + 1e-6
 
 
@@ -131,33 +142,50 @@ def test_update_is_a_descent_on_its_losses():
     """A critic that learns to predict a constant reward."""
     torch.manual_seed(0)
     player, generator = Player(2, 1, hidden=(16,)), torch.Generator().manual_seed(0)
-    replay = Replay(2, 1)
-    for _ in range(50):
-        replay.add(np.ones(2), np.zeros(1), 3.0, True, np.ones(2))
-    optimizers = player.optimizers(1e-3, 1e-2)
+    rows, three = torch.ones(16, 2), torch.full((16,), 3.0)
+    batch = Transitions(rows, torch.zeros(16, 1), three, rows, torch.zeros(16))
+    optimizer = player.optimizer(1e-3, 1e-2)
     for _ in range(200):
-        metrics = player.update(replay.sample(16, generator), optimizers, generator=generator)
+        metrics = player.update(batch, optimizer, generator=generator)
     assert float(metrics["critic"]) < 1e-2
-    q1, q2 = player.critic(torch.ones(1, 2), torch.zeros(1, 1))
-    assert float(torch.minimum(q1, q2).detach()) == pytest.approx(3.0, abs=0.2)
+    values = player.critic(torch.ones(1, 2), torch.zeros(1, 1)).detach()
+    assert float(values.min()) == pytest.approx(3.0, abs=0.2)
     assert all(p.requires_grad for p in player.critic.parameters())
     assert not any(p.requires_grad for p in player.target.parameters())
 
 
-@pytest.mark.parametrize("capacity", [3, 2000])
-def test_replay_keeps_the_last(capacity):
-    replay = Replay(1, 1, capacity)
-    for i in range(2500):
-        replay.add([i], [0.0], float(i), False, [i + 1])
-    assert len(replay) == capacity
-    again = Replay(1, 1, capacity)
-    again.load_state_dict(replay.state_dict())
-    for r in (replay, again):
-        r.add([-1], [0.0], -1.0, False, [0])
-    drawn = [r.sample(500, torch.Generator().manual_seed(0)).reward for r in (replay, again)]
-    assert torch.equal(*drawn)
-    kept = set(drawn[0].tolist())
-    assert kept <= {-1.0, *map(float, range(2500 - capacity + 1, 2500))}
+def test_update_is_one_step_on_each_loss_of_its_own():
+    """One backward pass over their sum: no loss reaches the parameters of another."""
+    rows = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
+    batch = Transitions(rows[0], rows[1, :, :2].tanh(), rows[1, :, 2], rows[2], torch.full((8,), 0.9))
+    player, apart = (Player(4, 2, hidden=(8,), generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    player.update(batch, player.optimizer(1e-2, 1e-2), generator=torch.Generator().manual_seed(2))
+    generator, alpha = torch.Generator().manual_seed(2), apart.temperature(rows[0])
+    with torch.no_grad():
+        ahead = apart.actor(batch.next_obs, generator)
+        y = critic_target(
+            batch.reward,
+            torch.zeros(8),
+            *apart.target(batch.next_obs, ahead.action),
+            ahead.log_prob,
+            alpha,
+            gamma=0.9,
+        )
+    own = apart.actor(batch.obs, generator)
+    assert apart.log_temperature is not None
+    losses = {
+        "actor": (apart.actor, actor_loss(own.log_prob, *apart.critic(batch.obs, own.action), alpha)),
+        "critic": (apart.critic, sum((q - y).square().mean() for q in apart.critic(batch.obs, batch.action))),
+    }
+    for module, loss in losses.values():
+        parameters = list(module.parameters())
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True)
+        found = player.actor if module is apart.actor else player.critic
+        for grad, parameter in zip(grads, found.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, grad)
+    (grad,) = torch.autograd.grad(temperature_loss(apart.log_temperature, own.log_prob, -2.0), apart.log_temperature)
+    assert player.log_temperature is not None
+    torch.testing.assert_close(player.log_temperature.grad, grad)
 
 
 def test_returns_of_an_episode():
@@ -209,9 +237,7 @@ def test_fresh_adversary_is_reproducible_and_sees_the_temperature():
         (lambda: make(gamma=1.1), ValueError, "gamma"),
         (lambda: make(lr_actor=math.nan), ValueError, "lr_actor"),
         (lambda: Player(3, 1, temperature=0.0), ValueError, "temperature"),
-        (lambda: Replay(3, 1, 0), ValueError, "capacity"),
-        (lambda: Replay(3, 1).sample(1), ValueError, "replay"),
-        (lambda: Replay(3, 1).add([1.0], [1.0], 0.0, False, [1.0]), ValueError, "transition"),
+        (lambda: make(capacity=0), ValueError, "capacity"),
         (lambda: robustness_grid(make_env(), lambda s: s, {"mass": [1.0]}), ValueError, "parameters"),
         (lambda: fresh_adversary(make_env(), lambda s: s, steps=0), ValueError, "steps"),
     ],

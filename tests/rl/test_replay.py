@@ -46,6 +46,27 @@ def test_old_rows_are_overwritten():
     assert set(buffer.sample(500)[0].reward.tolist()) == set(map(float, range(115, 125)))
 
 
+@pytest.mark.parametrize("capacity", [3, 1500, 4000])
+def test_rows_that_come_one_by_one(capacity):
+    """Continuous actions, in memory that grows."""
+    buffer, x = ReplayBuffer(capacity), torch.arange(2500.0)
+    for i in range(2500):
+        row = x[i : i + 1]
+        buffer.add(Transitions(row.view(1, 1), row.repeat(2).view(1, 2), row, row.view(1, 1) + 1, row * 0))
+    again = ReplayBuffer(capacity, seed=7)
+    again.load_state_dict(buffer.state_dict())
+    for b in (buffer, again):
+        b.add(Transitions(*(torch.full((1, *shape), -1.0) for shape in ((1,), (2,), (), (1,))), torch.zeros(1)))
+    drawn = [b.sample(20_000)[0] for b in (buffer, again)]
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+    kept = min(capacity, 2501)
+    assert len(buffer) == kept
+    values = set(drawn[0].reward.tolist())
+    assert values <= {-1.0, *map(float, range(2501 - kept, 2500))}
+    assert len(values) > 0.9 * kept
+    assert torch.equal(drawn[0].action, drawn[0].reward[:, None].repeat(1, 2))
+
+
 def test_draws_follow_the_priorities_and_weights_undo_them():
     buffer = ReplayBuffer(8, alpha=0.6, beta=0.5, eps=0.01)
     buffer.add(rows(6))
@@ -96,6 +117,10 @@ GOOD = rows(4)
         (lambda: GOOD._replace(discount=torch.full((4,), 1.5)).check(), r"discount: expected numbers in \[0, 1\]"),
         (lambda: GOOD._replace(next_obs=torch.ones(4, 2)).check(), "next_obs: expected shape"),
         (lambda: GOOD._replace(action=torch.ones(4)).check(), "action: expected indices"),
+        (lambda: GOOD._replace(action=torch.ones(3, 2)).check(), r"action: expected indices \(4,\) or floating-point"),
+        (lambda: GOOD._replace(action=torch.ones(4, 2).long()).check(), r"action: .* got \(4, 2\) of torch.int64"),
+        (lambda: GOOD._replace(action=torch.full((4, 2), torch.nan)).check(), "action: expected finite"),
+        (lambda: GOOD._replace(action=torch.ones(4, 2)).check(actions=2), r"action: expected shape \(4,\)"),
         (lambda: GOOD.check(actions=2), r"action: expected indices in \[0, 2\), got 0 to 2"),
         (lambda: Transitions(*(x[:0] for x in GOOD)).check(), "at least one transition"),
     ],
@@ -110,6 +135,8 @@ def test_other_shapes_and_other_buffers_are_refused():
     buffer.add(GOOD)
     with pytest.raises(ValueError, match=r"obs: expected rows of shape \(1,\), got \(2,\)"):
         buffer.add(GOOD._replace(obs=torch.ones(4, 2), next_obs=torch.ones(4, 2)))
+    with pytest.raises(ValueError, match=r"action: expected rows of shape \(\), got \(2,\)"):
+        buffer.add(GOOD._replace(action=torch.ones(4, 2)))
     for other in (ReplayBuffer(3), ReplayBuffer(4, alpha=0.5)):
         with pytest.raises(ValueError, match="same capacity and kind"):
             other.load_state_dict(buffer.state_dict())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from infotorch.nn import mlp
 from infotorch.rl import (
     SquashedGaussian,
     TwinCritic,
@@ -15,6 +16,7 @@ from infotorch.rl import (
     squash,
     temperature_loss,
 )
+from infotorch.rl.networks import TwinMLP
 
 
 def test_log_prob_is_the_density_of_the_squashed_normal():
@@ -82,13 +84,40 @@ def test_temperature_rises_while_entropy_is_short():
 
 def test_networks_and_averages():
     a, b = (TwinCritic(3, 2, (8,), torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    before = a.q1[0].weight.clone()
+    before = a.values.weight0.clone()
     polyak_(a, b, 0.25)
-    torch.testing.assert_close(a.q1[0].weight, 0.75 * before + 0.25 * b.q1[0].weight)
+    torch.testing.assert_close(a.values.weight0, 0.75 * before + 0.25 * b.values.weight0)
     policy, x = SquashedGaussian(3, 2, (8,), torch.Generator().manual_seed(0)), torch.randn(4, 3)
     drawn = [policy.act(x, torch.Generator().manual_seed(0)) for _ in range(2)]
     assert torch.equal(*drawn)
-    torch.testing.assert_close(policy.act(x), policy.mu(x).tanh())
+    torch.testing.assert_close(policy.act(x), policy.moments(x)[0].tanh())
+
+
+def test_twins_are_two_perceptrons():
+    twins, x = TwinMLP((3, 8, 8, 2), torch.Generator().manual_seed(0)), torch.randn(5, 3)
+    found = twins(x)
+    for j in range(2):
+        plain = mlp((3, 8, 8, 2))
+        linear = [layer for layer in plain if isinstance(layer, torch.nn.Linear)]
+        for i, layer in enumerate(linear):
+            layer.weight.data = getattr(twins, f"weight{i}")[j].T
+            layer.bias.data = getattr(twins, f"bias{i}")[j, 0]
+        torch.testing.assert_close(found[j], plain(x))
+
+
+def test_initial_weights_are_xavier_uniform():
+    twins = TwinMLP((300, 400, 100), torch.Generator().manual_seed(0))
+    for i, bound in enumerate((math.sqrt(2) * math.sqrt(6 / 700), math.sqrt(6 / 500))):
+        for weight in getattr(twins, f"weight{i}").detach():
+            assert float(weight.abs().max()) == pytest.approx(bound, rel=1e-3)
+            assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=1e-2)
+        assert not getattr(twins, f"bias{i}").any()
+
+
+def test_a_discount_of_each_row():
+    one = torch.ones(2)
+    found = critic_target(one, torch.tensor([0.0, 1.0]), 2 * one, 3 * one, -one, 0.5 * one, torch.tensor([0.5, 0.9]))
+    assert found.tolist() == [2.25, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +128,7 @@ def test_networks_and_averages():
         (lambda x: actor_loss(x, x, x, x[:1]), "temperature"),
         (lambda x: critic_target(x, x, x, x, x, x[:1]), "temperature"),
         (lambda x: critic_target(x, x, x, x, x, x, gamma=1.5), "gamma"),
+        (lambda x: critic_target(x, x, x, x, x, x, gamma=x[:2]), "gamma"),
         (lambda x: temperature_loss(x[0], x[0], -1.0), "log_prob"),
         (lambda x: polyak_(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), 2.0), "tau"),
         (lambda x: SquashedGaussian(0, 1), "sizes"),
