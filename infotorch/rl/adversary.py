@@ -1,7 +1,7 @@
 r"""A second player that pushes bodies of a simulator, and physical parameters that change under the first.
 
-Environments of gymnasium: those on MuJoCo, where a body takes a Cartesian force, and the torque-driven Pendulum of
-classic control.
+Environments of gymnasium: those on MuJoCo, where a body takes a Cartesian force, and those of classic control with
+continuous actions, Pendulum and MountainCarContinuous.
 
 Reference: A. Reddi et al., 2024, arXiv:2311.01642; L. Pinto et al., "Robust adversarial reinforcement learning",
 2017, arXiv:1703.02702.
@@ -9,6 +9,7 @@ Reference: A. Reddi et al., 2024, arXiv:2311.01642; L. Pinto et al., "Robust adv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ from infotorch.core._checks import check_choice, did_you_mean
 __all__ = ["AdversaryWrapper", "Turn", "set_parameter"]
 
 AXES = "xyz"
-PENDULUM = {"mass": "m", "length": "l", "gravity": "g"}
 
 
 class Turn(NamedTuple):
@@ -42,11 +42,12 @@ class AdversaryWrapper:
     """Let a second player push bodies of an environment.
 
     Args:
-        env: Environment of gymnasium with a time limit and boxes of observations and actions: on MuJoCo, or Pendulum
-            (whose one body ``"pole"`` moves in x, to the side, and z, upwards, and is pushed at its center).
+        env: Environment of gymnasium with a time limit and boxes of observations and actions: on MuJoCo; Pendulum,
+            whose one body ``"pole"`` moves in x, to the side, and z, upwards, and is pushed at its center; or
+            MountainCarContinuous, whose ``"car"`` is pushed in x, at 1 as hard as by its own engine.
         bodies: Names of the bodies pushed.
         axes: Directions of the force, such as ``"xz"``, for all bodies or for each.
-        max_force: Largest force along an axis, in the simulator's units (newton), for all bodies or for each.
+        max_force: Largest force along an axis, in the simulator's units (newton on MuJoCo), for all bodies or for each.
 
     Both players act in boxes of [-1, 1]: the protagonist's is stretched to the environment's, the adversary's, one
     entry per body and axis, to the largest force.
@@ -91,15 +92,16 @@ class AdversaryWrapper:
         if not all(0 <= force < np.inf for force in forces):
             raise ValueError(f"max_force: expected finite numbers of at least 0, got {max_force}")
         self.env, self.base, self.bodies = env, env.unwrapped, list(bodies)
-        known, directions, self._push = _simulator(self.base)
+        known, directions = _bodies(self.base)
         for body in bodies:
             check_choice("bodies", body, known)
-        self.pushes: list[tuple[str, int]] = []
+        self.pushes = list[tuple[str, int]]()
         for body, directed in zip(bodies, each, strict=True):
             if not directed or not set(directed) <= set(directions):
                 raise ValueError(f"axes: expected some of {directions} for {body!r}, got {directed!r}")
             self.pushes += [(body, AXES.index(axis)) for axis in directed]
         self.scale = np.repeat(np.asarray(forces, dtype=np.float64), [len(directed) for directed in each])
+        self._push = _pusher(self.base, self.pushes)
         self.observation_size = int(env.observation_space.shape[0])
         self.action_size = int(env.action_space.shape[0])
         self.adversary_size = len(self.pushes)
@@ -108,7 +110,7 @@ class AdversaryWrapper:
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Start an episode."""
-        self._push(self.pushes, np.zeros(self.adversary_size))
+        self._push(0.0)
         return np.asarray(self.env.reset(seed=seed)[0], dtype=np.float32)
 
     def step(self, action: Any, force: Any = None) -> Turn:
@@ -122,11 +124,12 @@ class AdversaryWrapper:
             ValueError: Actions of a wrong length, or NaN.
         """
         action = _checked("action", action, self.action_size)
-        push = np.zeros(self.adversary_size) if force is None else _checked("force", force, self.adversary_size)
-        self._push(self.pushes, push * self.scale)
+        if force is not None:
+            self._push(_checked("force", force, self.adversary_size) * self.scale)
         command = (self._center + self._half * action).astype(self.env.action_space.dtype)
         observation, reward, terminated, truncated, _ = self.env.step(command)
-        self._push(self.pushes, np.zeros(self.adversary_size))
+        if force is not None:
+            self._push(0.0)
         return Turn(np.asarray(observation, dtype=np.float32), float(reward), terminated, terminated or truncated)
 
     def set_parameter(self, name: str, value: float) -> float:
@@ -142,9 +145,10 @@ def set_parameter(env: Any, name: str, value: float) -> float:
     """Change a physical parameter of an environment.
 
     Args:
-        env: On MuJoCo, or Pendulum.
-        name: Pendulum: ``"mass"``, ``"length"`` or ``"gravity"``. MuJoCo: ``"mass:BODY"``, which scales the body's
-            inertia along, ``"friction"``, the sliding friction of everything, or ``"friction:GEOM"`` of one geometry.
+        env: On MuJoCo, Pendulum, or MountainCarContinuous.
+        name: Pendulum: ``"mass"``, ``"length"`` or ``"gravity"``. MountainCarContinuous: ``"power"`` or
+            ``"max_speed"``. MuJoCo: ``"mass:BODY"``, which scales the body's inertia along, ``"friction"``, the sliding
+            friction of everything, or ``"friction:GEOM"`` of one geometry.
         value: The new value, positive.
 
     Returns:
@@ -161,9 +165,10 @@ def set_parameter(env: Any, name: str, value: float) -> float:
     if not 0 < value < np.inf:
         raise ValueError(f"value: expected a positive number, got {value}")
     base = env.unwrapped
-    _simulator(base, hook=False)
-    if not hasattr(base, "model"):
-        key = PENDULUM[check_choice("name", name, PENDULUM)]
+    _bodies(base)
+    if not _on_mujoco(base):
+        known = CLASSIC[type(base).__name__].parameters
+        key = known[check_choice("name", name, known)]
         old = float(getattr(base, key))
         setattr(base, key, value)
         return old
@@ -185,47 +190,70 @@ def set_parameter(env: Any, name: str, value: float) -> float:
     raise ValueError(f"name: expected 'mass:BODY', 'friction' or 'friction:GEOM', got {name!r}")
 
 
-Push = Callable[[Sequence[tuple[str, int]], np.ndarray], None]
+def _push_pendulum(base: Any, step: Callable[[Any], Any], action: Any, force: np.ndarray) -> Any:
+    angle = base.state[0]
+    _, *rest = step(action)
+    # Angles grow from upright to the left: the center is at l / 2 (-sin, cos). A rod turns with m l^2 / 3.
+    torque = -base.l / 2 * (force[0] * math.cos(angle) + force[2] * math.sin(angle))
+    reached, speed = base.state
+    pushed = np.clip(speed + 3.0 / (base.m * base.l**2) * torque * base.dt, -base.max_speed, base.max_speed)
+    base.state = np.array([reached + (pushed - speed) * base.dt, pushed])
+    return base._get_obs(), *rest
 
 
-def _simulator(base: Any, *, hook: bool = True) -> tuple[list[str], str, Push]:
-    """Bodies, axes and how to push them."""
-    if hasattr(base, "model") and hasattr(base, "data") and hasattr(base.data, "xfrc_applied"):
-
-        def push(where: Sequence[tuple[str, int]], forces: np.ndarray) -> None:
-            for (body, axis), force in zip(where, forces, strict=True):
-                base.data.body(body).xfrc_applied[axis] = force
-
-        return _names(base.model, "body")[1:], AXES, push  # the first is the world, which does not move
-    if type(base).__name__ == "PendulumEnv":
-        return ["pole"], "xz", _hook_pendulum(base) if hook else lambda where, forces: None
-    raise TypeError(f"env: expected an environment on MuJoCo or Pendulum, got {type(base).__name__}")
+def _push_car(base: Any, step: Callable[[Any], Any], action: Any, force: np.ndarray) -> Any:
+    # A step adds the engine's share to this speed in the same way, and its reward does not look at the speed.
+    base.state = np.array([base.state[0], base.state[1] + force[0] * base.power])
+    return step(action)
 
 
-def _hook_pendulum(base: Any) -> Push:
-    """Let a force at the pole's center act in every step of the environment, below all other wrappers."""
-    current = np.zeros(3)
-    inner = type(base).step.__get__(base)
+class Classic(NamedTuple):
+    """An environment of classic control: its body, the axes it moves along, how a force acts in a step, parameters."""
 
-    def push(where: Sequence[tuple[str, int]], forces: np.ndarray) -> None:
-        current[:] = 0.0
-        for (_, axis), force in zip(where, forces, strict=True):
-            current[axis] = force
+    body: str
+    axes: str
+    push: Callable[..., Any]
+    parameters: dict[str, str]
 
-    def step(action: Any) -> Any:
-        angle = base.state[0]
-        observation, *rest = inner(action)
-        if current.any():
-            # Angles grow from upright to the left: the center is at l / 2 (-sin, cos). A rod turns with m l^2 / 3.
-            torque = -base.l / 2 * (current[0] * np.cos(angle) + current[2] * np.sin(angle))
-            reached, speed = base.state
-            pushed = np.clip(speed + 3.0 / (base.m * base.l**2) * torque * base.dt, -base.max_speed, base.max_speed)
-            base.state = np.array([reached + (pushed - speed) * base.dt, pushed])
-            observation = base._get_obs()
-        return observation, *rest
 
-    base.step = step
-    return push
+CLASSIC = {
+    "PendulumEnv": Classic("pole", "xz", _push_pendulum, {"mass": "m", "length": "l", "gravity": "g"}),
+    "Continuous_MountainCarEnv": Classic("car", "x", _push_car, {"power": "power", "max_speed": "max_speed"}),
+}
+
+
+def _on_mujoco(base: Any) -> bool:
+    return hasattr(base, "model") and hasattr(getattr(base, "data", None), "xfrc_applied")
+
+
+def _bodies(base: Any) -> tuple[list[str], str]:
+    """Bodies and axes."""
+    if _on_mujoco(base):
+        return _names(base.model, "body")[1:], AXES  # the first is the world, which does not move
+    if (classic := CLASSIC.get(type(base).__name__)) is not None:
+        return [classic.body], classic.axes
+    raise TypeError(f"env: expected an environment on MuJoCo or one of {', '.join(CLASSIC)}, got {type(base).__name__}")
+
+
+def _pusher(base: Any, pushes: Sequence[tuple[str, int]]) -> Callable[[Any], None]:
+    """How to set the forces along the given bodies and axes."""
+    axes = [axis for _, axis in pushes]
+    if _on_mujoco(base):
+        rows = [_names(base.model, "body").index(body) for body, _ in pushes]
+
+        def push(forces: Any) -> None:
+            base.data.xfrc_applied[rows, axes] = forces
+
+        return push
+    # Below all other wrappers: the environment's own step.
+    current, step = np.zeros(3), type(base).step.__get__(base)
+    act = CLASSIC[type(base).__name__].push
+    base.step = lambda action: act(base, step, action, current) if current.any() else step(action)
+
+    def push_classic(forces: Any) -> None:
+        current[axes] = forces
+
+    return push_classic
 
 
 def _names(model: Any, kind: str) -> list[str]:
@@ -243,6 +271,6 @@ def _checked(name: str, value: Any, size: int) -> np.ndarray:
     found = np.asarray(value, dtype=np.float64)
     if found.shape != (size,):
         raise ValueError(f"{name}: expected shape ({size},), got {found.shape}")
-    if np.isnan(found).any():
+    if math.isnan(found @ found):
         raise ValueError(f"{name}: expected numbers in [-1, 1], got NaN")
-    return found.clip(-1.0, 1.0)
+    return np.minimum(np.maximum(found, -1.0), 1.0)

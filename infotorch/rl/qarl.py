@@ -22,6 +22,7 @@ from lightning import LightningModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
+from infotorch.core import distributed as dist
 from infotorch.core._checks import check_choice, check_range
 from infotorch.rl.adversary import AdversaryWrapper, Turn
 from infotorch.rl.episodes import Act, Outcome, act_with, play_against, transition
@@ -167,6 +168,15 @@ class QARL(LightningModule):
     def adversary(self, generator: Generator | None = None) -> Act | None:
         """The adversary's policy, None if there is none."""
         return act_with(self._player("adversary").actor, generator) if "adversary" in self.players else None
+
+    def setup(self, stage: str) -> None:
+        """Refuse several processes.
+
+        Raises:
+            RuntimeError: There is more than one.
+        """
+        if dist.world_size() > 1:
+            raise RuntimeError(f"QARL: expected one process (Trainer(devices=1)), got {dist.world_size()}")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One iteration."""

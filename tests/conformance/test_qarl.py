@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from helpers import dispatch
 
 from infotorch.rl import actor_loss, critic_target, gamma_kl, squash, teacher_step
 
@@ -14,7 +13,7 @@ OFFICIAL = {"rtol": 0.0, "atol": 0.05}
 
 
 def test_case(case) -> None:
-    dispatch(case, {r"sac\w*": check_losses, r"(?!sac)\w+": check_teacher})
+    (check_teacher if "returns" in case.inputs else check_losses)(case)
 
 
 def check_teacher(case) -> None:

@@ -65,6 +65,40 @@ def test_forces_act_below_other_wrappers():
         assert a.reward == pytest.approx(b.reward + 1)
 
 
+def test_a_pushed_car_moves_as_under_the_same_engine():
+    env, plain = (gymnasium.make("MountainCarContinuous-v0") for _ in range(2))
+    env = AdversaryWrapper(env, ["car"], "x", 0.6)
+    assert np.array_equal(env.reset(seed=1), plain.reset(seed=1)[0])
+    for i in range(60):
+        force = np.sin(0.1 * i)
+        turn = env.step([0.4], [force])
+        observation, *_ = plain.step(np.array([0.4 + 0.6 * force]))
+        np.testing.assert_allclose(turn.observation, observation, atol=1e-5)
+        assert turn.reward == pytest.approx(-0.1 * 0.4**2)  # the engine's cost only
+    power = env.set_parameter("power", 0.1)
+    assert env.set_parameter("power", power) == 0.1
+    with pytest.raises(ValueError, match=r"^axes: expected some of x "):
+        AdversaryWrapper(gymnasium.make("MountainCarContinuous-v0"), ["car"], "xz")
+
+
+def test_the_same_push_twice_and_none_in_between():
+    """A force lasts one step, and steps without one cost nothing and change nothing."""
+    env, plain = pendulum(axes="x", max_force=4.0), pendulum(axes="x", max_force=4.0)
+    for e in (env, plain):
+        e.reset(seed=0)
+    for force in ([1.0], None, [-0.5], None):
+        a = env.step([0.1], force)
+        b = plain.step([0.1], [0.0] if force is None else force)
+        assert np.array_equal(a.observation, b.observation)
+
+
+class Other(gymnasium.Env):
+    """Boxes and a time limit, but a simulator that is not known."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    spec = gymnasium.spec("Pendulum-v1")
+
+
 def test_time_limit_is_not_absorbing():
     env = AdversaryWrapper(gymnasium.make("Pendulum-v1", max_episode_steps=1), ["pole"])
     env.reset(seed=0)
@@ -128,7 +162,7 @@ def test_parameters_change_and_return():
     ("call", "error", "match"),
     [
         (lambda: AdversaryWrapper(gymnasium.make("CartPole-v1"), ["pole"]), TypeError, "env: .*action_space.*Discrete"),
-        (lambda: AdversaryWrapper(gymnasium.make("MountainCarContinuous-v0"), ["car"]), TypeError, "env: .*MuJoCo or"),
+        (lambda: AdversaryWrapper(Other(), ["car"]), TypeError, "env: .*MuJoCo or .*got Other"),
         (lambda: AdversaryWrapper(gymnasium.make("Pendulum-v1").unwrapped, ["pole"]), ValueError, "env: .*time limit"),
         (lambda: AdversaryWrapper(None, ["pole"]), TypeError, "env: expected a flat box"),
         (lambda: AdversaryWrapper(gymnasium.make("Pendulum-v1"), ["poll"]), ValueError, "bodies: .*mean 'pole'"),
@@ -143,6 +177,7 @@ def test_parameters_change_and_return():
         (lambda: pendulum().step([0.0, 0.0]), ValueError, "action: expected shape"),
         (lambda: pendulum().step([0.0], [0.0]), ValueError, "force: expected shape"),
         (lambda: pendulum().step([float("nan")]), ValueError, "action: expected numbers"),
+        (lambda: pendulum().step([0.0], [0.0, float("nan")]), ValueError, "force: expected numbers"),
         (lambda: pendulum().set_parameter("mas", 1.0), ValueError, "name: .*mean 'mass'"),
         (lambda: pendulum().set_parameter("mass", 0.0), ValueError, "value: expected a positive"),
         (lambda: set_parameter(gymnasium.make("CartPole-v1"), "mass", 1.0), TypeError, "env: expected"),

@@ -138,6 +138,12 @@ def test_a_resumed_run_is_the_run(method, tmp_path):
     assert whole.temperature == resumed.temperature
 
 
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("infotorch.core.distributed.world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="QARL: expected one process"):
+        plain_trainer(max_epochs=1).fit(make())
+
+
 def test_update_is_a_descent_on_its_losses():
     """A critic that learns to predict a constant reward."""
     torch.manual_seed(0)
