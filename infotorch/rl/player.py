@@ -97,23 +97,26 @@ class Player(nn.Module):
         """
         with torch.no_grad():
             ahead = self.actor(batch.next_obs, generator)
+            q1, q2 = self.target(batch.next_obs, ahead.action)
             target = critic_target(
                 batch.reward,
                 batch.discount == 0,
-                *self.target(batch.next_obs, ahead.action),
+                q1,
+                q2,
                 ahead.log_prob,
                 self.temperature(batch.next_obs),
                 batch.discount,
             )
         # No parameter is in two of the losses, so that one step takes them all.
-        losses = {"critic": (self.critic(batch.obs, batch.action) - target).square().mean(1).sum()}
+        q1, q2 = self.critic(batch.obs, batch.action)
+        losses = {"critic": (q1 - target).square().mean() + (q2 - target).square().mean()}
         metrics = {}
         if policy:
             own = self.actor(batch.obs, generator)
             self.critic.requires_grad_(False)
-            values = self.critic(batch.obs, own.action)
+            q1, q2 = self.critic(batch.obs, own.action)
             self.critic.requires_grad_(True)
-            losses["actor"] = actor_loss(own.log_prob, *values, self.temperature(batch.obs))
+            losses["actor"] = actor_loss(own.log_prob, q1, q2, self.temperature(batch.obs))
             metrics["entropy"] = -own.log_prob.detach().mean()
             if self.log_temperature is not None:
                 losses["temperature"] = temperature_loss(self.log_temperature, own.log_prob, self.target_entropy)
