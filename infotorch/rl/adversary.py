@@ -196,7 +196,8 @@ def _push_pendulum(base: Any, step: Callable[[Any], Any], action: Any, force: np
     # Angles grow from upright to the left: the center is at l / 2 (-sin, cos). A rod turns with m l^2 / 3.
     torque = -base.l / 2 * (force[0] * math.cos(angle) + force[2] * math.sin(angle))
     reached, speed = base.state
-    pushed = np.clip(speed + 3.0 / (base.m * base.l**2) * torque * base.dt, -base.max_speed, base.max_speed)
+    pushed = speed + 3.0 / (base.m * base.l**2) * torque * base.dt
+    pushed = max(-base.max_speed, min(base.max_speed, pushed))
     base.state = np.array([reached + (pushed - speed) * base.dt, pushed])
     return base._get_obs(), *rest
 

@@ -130,6 +130,7 @@ class TwinCritic(nn.Module):
         super().__init__()
         self.values = TwinMLP((observation + action, *hidden, 1), generator)
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Both values, ``(2, B)``."""
-        return self.values(torch.cat((observation, action), -1)).squeeze(-1)
+    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Both values, ``(B,)``."""
+        q1, q2 = self.values(torch.cat((observation, action), -1)).squeeze(-1).unbind()
+        return q1, q2

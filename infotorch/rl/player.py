@@ -108,7 +108,8 @@ class Player(nn.Module):
                 batch.discount,
             )
         # No parameter is in two of the losses, so that one step takes them all.
-        losses = {"critic": (self.critic(batch.obs, batch.action) - target).square().mean(1).sum()}
+        q1, q2 = self.critic(batch.obs, batch.action)
+        losses = {"critic": (q1 - target).square().mean() + (q2 - target).square().mean()}
         metrics = {}
         if policy:
             own = self.actor(batch.obs, generator)
