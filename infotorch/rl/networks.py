@@ -52,8 +52,8 @@ class TwinMLP(nn.Module):
         """Outputs ``(2, B, outputs)`` of inputs ``(B, inputs)``."""
         h = x.expand(2, *x.shape)
         # Straight from where a module keeps them: looking up names would take as long as a product of small matrices.
-        parameters: Any = self._parameters.values()
-        weight, bias, *rest = parameters
+        layers: Any = self._parameters.values()
+        weight, bias, *rest = layers
         h = torch.baddbmm(bias, h, weight)
         for weight, bias in zip(rest[::2], rest[1::2], strict=True):
             h = torch.baddbmm(bias, h.relu_(), weight)

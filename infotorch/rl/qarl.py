@@ -71,6 +71,7 @@ class QARL(LightningModule):
     Raises:
         TypeError: ``env`` is no `AdversaryWrapper`.
         ValueError: An unknown method, an option out of range, a curriculum for a method that has none.
+        RuntimeError: On training in several processes.
 
     Reference: A. Reddi et al., 2024, arXiv:2311.01642; L. Pinto et al., 2017, arXiv:1703.02702 (RARL).
 
