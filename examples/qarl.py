@@ -8,7 +8,7 @@ one trained afterwards for it alone.
     python examples/qarl.py                                      games and a very short Pendulum; about two minutes
     python examples/qarl.py --tasks pendulum inverted-pendulum --methods all --iterations 10 --seeds 3
     python examples/qarl.py --tasks hopper --full                the paper's settings on Hopper; many hours
-    python examples/qarl.py --tasks hopper --full --iterations 1 --seeds 1 --methods qarl      ten minutes of it
+    python examples/qarl.py --tasks hopper --full --iterations 1 --seeds 1 --methods qarl      a few minutes of it
 
 inverted-pendulum and hopper need gymnasium[mujoco]. Written to --out after every method: qarl.json and qarl.png;
 --resume goes on from there.
