@@ -11,32 +11,21 @@ from typing import Any
 
 from torch import Tensor
 
-
-class TokenTemperatures:
-    """A processor of logits for ``generate``: every decoding step gets temperatures of its own.
-
-    Args:
-        rule: From logits ``(N, V)`` to temperatures ``(N,)``.
-        base: The temperature by which ``generate`` divides afterwards.
-
-    >>> import torch
-    >>> TokenTemperatures(lambda logits: torch.full((len(logits),), 2.0), base=1.0)(None, torch.ones(1, 2))
-    tensor([[0.5000, 0.5000]])
-    """
-
-    def __init__(self, rule: Callable[[Tensor], Tensor], base: float) -> None:
-        self.rule, self.base = rule, base
-
-    def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
-        """Logits that ``base`` turns into those at the rule's temperatures."""
-        return scores * (self.base / self.rule(scores)).unsqueeze(1)
+from infotorch.rollout import TemperatureProcessor
 
 
 @contextmanager
 def token_temperatures(model: Any, rule: Callable[[Tensor], Tensor], base: float) -> Iterator[None]:
-    """Let ``model.generate`` sample at the rule's temperatures."""
+    """Let ``model.generate`` sample at the rule's temperatures.
+
+    Args:
+        model: A model of transformers.
+        rule: From logits ``(N, V)`` to temperatures ``(N,)``.
+        base: The temperature by which ``generate`` divides besides.
+    """
     before = model.__dict__.get("generate")
-    model.generate = functools.partial(model.generate, logits_processor=[TokenTemperatures(rule, base)])
+    process = TemperatureProcessor(lambda logits: rule(logits) / base)
+    model.generate = functools.partial(model.generate, logits_processor=[process])
     try:
         yield
     finally:

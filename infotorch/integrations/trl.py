@@ -12,6 +12,10 @@ that choose tokens within a micro-batch.
 A second forward pass, without gradient, is made only for recipes whose rewards, advantages or histories read the
 sampling policy's entropies, once per generation batch; TRL makes that pass itself where it needs old log-probabilities.
 
+Rows that a recipe adds (a second sample set, replay) go through the same pass as the others, in the same optimizer
+steps. A generation batch then has more rows than TRL sampled, and its micro-batches more than
+``per_device_train_batch_size``.
+
 Tested with TRL 1.16.
 """
 
@@ -80,10 +84,11 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
     Raises:
         ValueError: The configuration sets a loss of its own, the recipe needs a reference and ``beta`` is 0 (TRL
             loads the reference model only then; any positive number does), needs answers or extras and there is no
-            function for them, or needs what TRL's generation cannot give (a second sample set, replay, a
-            temperature for every token).
+            function for them, samples at other temperatures and the engine takes none (``rollout_func``; for those of
+            single tokens vLLM, too), or wants optimizer steps of their own for repeated rows.
 
-    Metrics appear in TRL's logs under ``recipe/``, the mean entropy as ``entropy``. The recipe's state is saved in each
+    Metrics appear in TRL's logs under ``recipe/``, the mean entropy as ``entropy``, those of a second sample set under
+    ``auxiliary/``. The recipe's state is saved in each
     checkpoint and restored; a checkpoint of another recipe is refused.
 
     Example::

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import types
 import warnings
+from collections import deque
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig  # noqa: E402
 
 from infotorch.integrations._trl_rows import SOURCE, fill_up, join, mask_of  # noqa: E402
+from infotorch.integrations._trl_sampling import apart  # noqa: E402
 from infotorch.integrations.trl import RecipeGRPOTrainer  # noqa: E402
 from infotorch.losses import Recipe, recipe  # noqa: E402
 
@@ -194,6 +197,28 @@ def test_responses_are_scored_at_another_temperature(tmp_path) -> None:
     want = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)[:, -batch["completion_ids"].shape[1] :]
     mask = mask_of(batch)
     torch.testing.assert_close(batch["infotorch/extras/tempered_log_probs"][mask], want[mask], rtol=1e-4, atol=1e-4)
+
+
+def test_the_second_set_of_vllm_has_its_temperature_too() -> None:
+    """Its engine keeps the temperature; there is no generation configuration."""
+    engine = types.SimpleNamespace(temperature=1.0)
+    t = types.SimpleNamespace(
+        model=types.SimpleNamespace(training=True),
+        use_vllm=True,
+        vllm_generation=engine,
+        num_generations=4,
+        state=types.SimpleNamespace(num_input_tokens_seen=7),
+        _metrics={"train": {}, "eval": {}},
+        _logs={"prompt": deque(["kept"], maxlen=8)},
+    )
+    with apart(t, temperature=1.2, samples=3) as metrics:
+        assert (engine.temperature, t.num_generations) == (1.2, 3)
+        t._metrics["train"]["reward"].append(1.0)
+        t._logs["prompt"].append("lost")
+    assert (engine.temperature, t.num_generations) == (1.0, 4)
+    assert metrics["reward"] == [1.0]
+    assert t._metrics["train"] == {"num_tokens": [7]}
+    assert list(t._logs["prompt"]) == ["kept"]
 
 
 # -- temperatures of tokens ----------------------------------------------------------------------------------------
