@@ -33,7 +33,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from infotorch.core import distributed
+from infotorch.core import TokenStats, distributed
 from infotorch.core._checks import check_choice
 from infotorch.core.reduce import masked_sum
 from infotorch.integrations._fields import answer_ids, optimizer_window, reads_sampling_policy, turns_of
@@ -248,26 +248,15 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
     @torch.no_grad()
     def _scored(self, output: Mapping[str, Any], scale: float = 1.0) -> dict[str, Tensor]:
         """Statistics of a generation batch under the present policy, its temperature multiplied by ``scale``."""
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
-        attention = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
-        keep, size = output["completion_ids"].shape[1], self.args.per_device_train_batch_size
-        parts: dict[str, list[Tensor]] = {}
-        with self._head.at_temperature(self.temperature * scale):
-            for rows in torch.arange(len(ids), device=ids.device).split(size):
-                log_probs, entropy, _ = self._get_per_token_logps_and_entropies(
-                    self.model, ids[rows], attention[rows], keep, compute_entropy=True
-                )
-                found = {"log_probs": log_probs, "entropy": entropy, **self._further_statistics(keep)}
-                for name, value in found.items():
-                    parts.setdefault(name, []).append(value)
+        with self._head.recording(self.temperature * scale) as seen:
+            log_probs, entropy, _ = self._forward(self.model, output, self.args.per_device_train_batch_size)
         self._passes = []
-        return {name: torch.cat(values) for name, values in parts.items()}
+        return {"log_probs": log_probs, "entropy": entropy, **self._further_statistics(seen, output)}
 
-    def _further_statistics(self, keep: int) -> dict[str, Tensor]:
-        stats = self._head.stats
-        assert stats is not None
-        found = {name: getattr(stats, name) for name in self.recipe.token_options.get("extras", ())}
-        return {name: value[:, -keep:] for name, value in found.items()}
+    def _further_statistics(self, seen: Sequence[TokenStats], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the recipe asks for besides log-probabilities and entropies, from the head's calls for a batch."""
+        keep, names = batch["completion_ids"].shape[1], self.recipe.token_options.get("extras", ())
+        return {name: torch.cat([getattr(stats, name) for stats in seen])[:, -keep:] for name in names}
 
     # -- what a recipe wants besides the ordinary samples ----------------------------------------------------------
 
@@ -378,8 +367,8 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
         self._log_metrics(out, batch)
         return loss
 
-    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> Any:
-        """TRL's forward pass on a micro-batch: log-probabilities, entropies, router loss."""
+    def _forward(self, model: Any, inputs: Mapping[str, Any], size: int | None = None) -> Any:
+        """TRL's forward pass, ``size`` rows at a time: log-probabilities, entropies, router loss."""
         passed = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles")
         passed += ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
         return self._get_per_token_logps_and_entropies(
@@ -387,6 +376,7 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
             inputs["completion_ids"].shape[1],
+            size,
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
             **{name: inputs.get(name) for name in passed},
@@ -408,7 +398,8 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
 
     def _batch(self, inputs: Mapping[str, Any], log_probs: Tensor, entropy: Tensor) -> TokenBatch:
         mask = mask_of(inputs)
-        further = self._further_statistics(mask.shape[1])
+        assert self._head.stats is not None
+        further = self._further_statistics([self._head.stats], inputs)
         extras = {name.removeprefix(_EXTRAS): x for name, x in inputs.items() if name.startswith(_EXTRAS)}
         extras |= {name: value for name, value in further.items() if name != "top_p_entropy"}
         fields: dict[str, Any] = {name: inputs[PREFIX + name] for name in _KEPT if PREFIX + name in inputs}
