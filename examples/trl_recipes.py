@@ -38,6 +38,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip_cov": {"ratio": 0.05, "lower": 0.5},
     "siren": {},
     "empg": {},
+    "hapo": {},
+    # These two train on rows besides TRL's: a second sample set, and repeated ones (from a buffer for 64 rows a step).
+    "arbitrary_entropy": {},
+    "spear": {"ratio": 0.05, "lower": 0.5, "buffer": {"size": 32}, "warmup": 20},
 }
 OWN = "TRL's own loss"
 WARMUP, LR = 400, 1e-3
