@@ -56,9 +56,12 @@ def entropy_zscore(entropy: Tensor, mask: Tensor, *, scope: str = "local") -> Te
     # In float64, so that the sums over ranks give what one process gets.
     h = zero_outside(entropy.detach().double(), mask)
     total, count = summed(torch.stack((h.sum(), mask.sum().double())), scope)
-    centered = zero_outside(h - total / count.clamp(min=1), mask)
+    mean = total / count.clamp(min=1)
+    centered = zero_outside(h - mean, mask)
     std = (summed(centered.square().sum(), scope) / (count - 1).clamp(min=1)).sqrt()
-    return torch.where(std > 0, centered / std.where(std > 0, 1.0), 0.0).to(widen(entropy).dtype)
+    # What rounding leaves of equal entropies is no deviation.
+    spread = std > 16 * torch.finfo(h.dtype).eps * mean
+    return torch.where(spread, centered / std.where(spread, 1.0), 0.0).to(widen(entropy).dtype)
 
 
 def entropy_aware_advantages(advantages: Tensor, z: Tensor, *, alpha: float = 0.2, clamp: bool = True) -> Tensor:
