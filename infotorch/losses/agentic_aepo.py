@@ -48,6 +48,8 @@ def entropy_zscore(entropy: Tensor, mask: Tensor, *, scope: str = "local") -> Te
         ValueError: Unknown scope, shapes that differ.
         TypeError: A mask that is not boolean.
 
+    Reference: arXiv:2510.14545, 2025.
+
     >>> entropy_zscore(torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([[True, True, True, False]]))
     tensor([[-1.,  0.,  1.,  0.]])
     """
@@ -75,6 +77,8 @@ def entropy_aware_advantages(advantages: Tensor, z: Tensor, *, alpha: float = 0.
 
     Raises:
         ValueError: A negative ``alpha``.
+
+    Reference: arXiv:2510.14545, 2025 (there without the clamp).
 
     >>> entropy_aware_advantages(torch.ones(3), torch.tensor([-6.0, 0.0, 1.0]))
     tensor([0.0000, 1.0000, 1.2000])
@@ -203,6 +207,8 @@ def own_tokens(mask: Tensor, branch_start: Tensor) -> Tensor:
     Raises:
         ValueError: Shapes that do not fit.
         TypeError: A mask that is not boolean, positions that are no integers.
+
+    Reference: arXiv:2510.14545, 2025 (there every row counts its whole prefix).
 
     >>> own_tokens(torch.ones(2, 4, dtype=torch.bool), torch.tensor([0, 3]))
     tensor([[ True,  True,  True,  True],

@@ -50,6 +50,8 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local", detach: bool = 
     Raises:
         ValueError: Missing advantages, unknown scope.
 
+    Reference: G. Cui et al., 2025, arXiv:2505.22617 (deviations: see the module).
+
     >>> batch = TokenBatch(log_probs=torch.tensor([[-1.0, -3.0]]), mask=torch.ones(1, 2, dtype=torch.bool),
     ...                    advantages=torch.tensor([[1.0, -1.0]]))
     >>> token_covariance(batch)
@@ -261,6 +263,8 @@ def entropy_covariance(logits: Tensor, advantages: Tensor, kind: str = "natural"
 
 def predicted_entropy_change(logits: Tensor, advantages: Tensor, step: float, kind: str = "natural") -> Tensor:
     """First-order change of entropy, in nats, for a step of size ``step``; see :func:`entropy_covariance`.
+
+    Reference: G. Cui et al., 2025, arXiv:2505.22617.
 
     >>> predicted_entropy_change(torch.tensor([1.0, 0.0]), torch.tensor([1.0, -1.0]), step=0.1)
     tensor(-0.0393)
