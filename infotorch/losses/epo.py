@@ -202,8 +202,9 @@ def epo(
     batch.require("epo", "entropy")
     check_choice("mask_mode", mask_mode, MASK_MODES)
     check_choice("scope", scope, SCOPES)
-    for name, value in (("coef", coef), ("alpha", alpha), ("min_ref", min_ref)):
-        check_range(name, value, 0.0)
+    for name, value in (("coef", coef), ("alpha", alpha), ("min_ref", min_ref), ("min_turn", min_turn)):
+        if value is not None:
+            check_range(name, value, 0.0)
     assert batch.entropy is not None
     whole = aggregation == "trajectory"
     turns = turns_of(batch) if whole or mask_mode == "seq" else None

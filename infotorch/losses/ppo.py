@@ -83,7 +83,10 @@ def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None
 
 def bounded(log_ratio: Tensor, bound: float | None) -> Tensor:
     """Clamp log-ratios to ``+-bound``; beyond it the ratio is constant and sends no gradient."""
-    return log_ratio if bound is None else log_ratio.clamp(-bound, bound)
+    if bound is None:
+        return log_ratio
+    check_range("log_ratio_bound", bound, 0.0, low_open=True)
+    return log_ratio.clamp(-bound, bound)
 
 
 def _between(x: Tensor, low: Any, high: Any) -> Tensor:
@@ -120,7 +123,7 @@ def clipped_surrogate(
     advantages, negated = batch.advantages, -batch.advantages
     ratio = log_ratio.exp()
     low, high = 1 - clip_low, 1 + clip_high
-    seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
+    seen = ratio if ratio_cap is None else ratio.clamp(max=check_range("ratio_cap", ratio_cap, 0.0, low_open=True))
     free, clipped = negated * seen, negated * (_between(ratio, low, high) if within is None else within)
     loss = torch.maximum(free, clipped)
     silenced = clipped > free
@@ -174,7 +177,7 @@ def ppo(
         Loss and the metrics ``clip_fraction``, ``clip_fraction_lower``, ``clip_region``, ``approx_kl``.
 
     Raises:
-        ValueError: Missing advantages, a negative clip width, ``dual_clip <= 1``.
+        ValueError: Missing advantages, a negative clip width, ``dual_clip <= 1``, a bound that is not positive.
 
     Reference: J. Schulman et al., 2017, arXiv:1707.06347; D. Ye et al., 2019, arXiv:1912.09729.
 
@@ -247,7 +250,7 @@ def gspo(
     if form == "token":
         mean = mean + (log_ratio - of_mean)
     if log_ratio_bound is not None:
-        mean = mean.clamp(max=log_ratio_bound)
+        mean = mean.clamp(max=check_range("log_ratio_bound", log_ratio_bound, 0.0, low_open=True))
     per_token, metrics = clipped_surrogate(mean, batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap)
     metrics["approx_kl"] = approx_kl(batch)  # of the tokens, not of the sequences' means
     return reduce_loss(batch, per_token, aggregation, metrics)

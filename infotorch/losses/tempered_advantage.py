@@ -129,6 +129,7 @@ def tempered_advantage(
     )
     check_range("target", target, 0.0)
     check_range("max_gap", max_gap, 0.0)
+    check_range("threshold", threshold)
     check_choice("scope", scope, SCOPES)
     check_choice("schedule", schedule, SCHEDULES)
     check_range("temperature_low", temperature_low, 0.0, 1.0, low_open=True)
@@ -156,14 +157,7 @@ class TemperedAdvantage(Part, name="tempered_advantage"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        chosen = self.settings
-        self.controller = EntropyTargetController(
-            chosen["target"],
-            low=chosen["temperature_low"],
-            high=chosen["temperature_high"],
-            schedule=chosen["schedule"],
-            momentum=0.0,
-        )
+        self.controller = EntropyTargetController.of_part(self.settings, momentum=0.0)
 
     def auxiliary(self, batch: TokenBatch) -> AuxiliarySampling:
         """The temperature at which to score the ordinary responses once more."""
