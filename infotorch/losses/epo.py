@@ -240,8 +240,9 @@ def _reference(batch: TokenBatch, reference: float | Tensor | None, min_ref: flo
     if given.ndim == 1:
         batch.require("epo", "turn")
         assert batch.turn is not None
-        known = (batch.turn >= 0) & (batch.turn < given.numel())
-        given = torch.where(known, given[batch.turn.clamp(0, given.numel() - 1)], torch.nan)
+        turns = given.numel()  # none before the first rollout batch
+        seen = torch.where((batch.turn >= 0) & (batch.turn < turns), batch.turn, turns)
+        given = torch.nn.functional.pad(given, (0, 1), value=torch.nan)[seen]
     return given.expand_as(batch.mask).clamp(min=min_ref)  # NaN stays
 
 

@@ -12,6 +12,7 @@ Reference:
 
 Deviations from that code:
     - Without a correct answer the weight is 0 (there: a division by zero).
+    - The logarithm of the ratio is bounded by 20, so that a token that the policy thinks impossible stays finite.
     - The entropy is that of the present batch (there: an estimate from the last update).
 """
 
@@ -68,7 +69,7 @@ def blend_tempered(
     ...                torch.tensor(0.5))
     tensor([[0.2500]])
     """
-    ratio = (tempered_log_probs - old_log_probs).exp()
+    ratio = (tempered_log_probs - old_log_probs).clamp(max=20).exp()
     return (1 - weight) * advantages + weight * correct.unsqueeze(1) * ratio
 
 
