@@ -198,7 +198,7 @@ def kl_cov(
     pool = Pool(batch.mask, scope)
     count = fraction(pool.mask.sum(), ratio)
     selected = pool.own(lowest(-pool.flat(covariance), pool.flat(eligible), count))
-    per_token = -batch.advantages * log_ratio.exp() + coef * selected * log_ratio.abs()
+    per_token = -batch.advantages * log_ratio.exp() + coef * (selected * log_ratio.abs())
     metrics = {
         "selected_fraction": masked_mean(selected.to(per_token.dtype), batch.mask),
         "covariance": masked_mean(covariance, batch.mask),

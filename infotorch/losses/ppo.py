@@ -64,9 +64,13 @@ def aggregate_loss(
     return LossOutput(loss, per_token, {k: v.detach() for k, v in (metrics or {}).items()})
 
 
-def approx_kl(batch: TokenBatch) -> Tensor:
-    """Mean of ``old_log_probs - log_probs``, Schulman's first estimate of the divergence; no gradient."""
-    return -batch.log_ratio.detach().sum() / batch.mask.sum().clamp(min=1)  # 0 outside the mask already
+def approx_kl(batch: TokenBatch, log_ratio: Tensor | None = None) -> Tensor:
+    """Mean of ``old_log_probs - log_probs``, Schulman's first estimate of the divergence; no gradient.
+
+    ``log_ratio``: bounded log-ratios that stand for the batch's own, ``(B, T)``, 0 outside the mask as they are.
+    """
+    found = batch.log_ratio if log_ratio is None else log_ratio
+    return -found.detach().sum() / batch.mask.sum().clamp(min=1)
 
 
 def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None) -> None:
@@ -135,7 +139,7 @@ def clipped_surrogate(
         "clip_fraction": masked_share(silenced, batch.mask, loss.dtype),
         "clip_fraction_lower": lower,
         "clip_region": region,
-        "approx_kl": approx_kl(batch),
+        "approx_kl": approx_kl(batch, log_ratio),
     }
 
 
@@ -245,6 +249,7 @@ def gspo(
     if log_ratio_bound is not None:
         mean = mean.clamp(max=log_ratio_bound)
     per_token, metrics = clipped_surrogate(mean, batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap)
+    metrics["approx_kl"] = approx_kl(batch)  # of the tokens, not of the sequences' means
     return reduce_loss(batch, per_token, aggregation, metrics)
 
 

@@ -35,17 +35,33 @@ class Case:
         self.seen.add(name)
         return self.outputs[name]
 
+    @property
+    def empty(self) -> bool:
+        """Whether the case has a mask under which there is no token."""
+        masks = [x for name, x in self.inputs.items() if name.endswith("mask")]
+        return bool(masks) and not any(mask.any() for mask in masks)
+
+    @property
+    def single(self) -> bool:
+        """Whether some input is of single precision, masks aside."""
+        values = [x for name, x in self.inputs.items() if isinstance(x, Tensor) and not name.endswith("mask")]
+        return any(x.dtype == torch.float32 for x in values)
+
     def close(
         self, name: str, actual: Tensor, *, rtol: float = 1e-9, atol: float = 1e-10, where: Tensor | None = None
     ) -> None:
-        """Assert that ``actual`` is the expected output ``name``, no closer than single precision where that is such.
+        """Assert that ``actual`` is the expected output ``name``.
 
-        ``where`` leaves entries out from which the library deviates on purpose: there it has to be finite.
+        A tolerance meant for double precision is widened where the case has single. An empty mask gives 0 in the whole
+        library, where most of the authors' code divides 0 by 0. ``where`` leaves entries out from which the library
+        deviates on purpose: there it has to be finite.
         """
         expected = self.out(name)
         actual = torch.as_tensor(actual).detach()
-        if expected.dtype == torch.float32:
-            rtol, atol = max(rtol, 1e-5), max(atol, 1e-6)
+        if (self.single or expected.dtype == torch.float32) and max(rtol, atol) < 1e-6:
+            rtol, atol = 1e-5, 1e-6
+        if self.empty and expected.is_floating_point():
+            expected = expected.nan_to_num(nan=0.0)
         actual = actual.to(expected.dtype)
         if where is not None:
             assert actual.isfinite().all(), f"{self.name}/{name}: ours is not finite"
