@@ -34,9 +34,11 @@ def overlong_reward(batch: TokenBatch, *, max_length: int = 20480, buffer: int =
         Rewards, shape ``(B,)``.
 
     Raises:
-        ValueError: ``rewards`` is missing, ``buffer`` outside ``[1, max_length]``.
+        ValueError: ``rewards`` is missing, ``buffer`` outside ``[1, max_length]``, a negative ``factor``.
 
     Reference: Q. Yu et al., 2025, arXiv:2503.14476.
+
+    Deviations: beyond ``max_length`` the penalty stays at ``factor``, as in the paper (released code: it rises on).
 
     >>> import torch
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 9), mask=torch.ones(1, 9, dtype=torch.bool),
@@ -46,6 +48,7 @@ def overlong_reward(batch: TokenBatch, *, max_length: int = 20480, buffer: int =
     """
     batch.require("overlong", "rewards")
     check_range("buffer", buffer, 1, max_length)
+    check_range("factor", factor, 0.0)
     assert batch.rewards is not None
     length = batch.mask.sum(1).to(batch.rewards.dtype)
     return batch.rewards - factor * ((length - (max_length - buffer)) / buffer).clamp(0, 1)

@@ -17,6 +17,7 @@ The authors' code was not available; the formulas are the paper's. Where they le
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -108,14 +109,14 @@ def pear_reward(
         score: Reward ``s`` of a correct answer without penalty, in ``(0, 1]``.
         wrong: Reward of any other response, in ``[0, 1)``.
         correct_above: Rewards above this count as correct.
-        floor: Least reward of a correct answer, such as ``wrong``; None: none, as in the paper.
+        floor: Least reward of a correct answer, 1 at most, such as ``wrong``; None: none, as in the paper.
         paper_k: Where no token closes the thinking part, leave the last token out of it.
 
     Returns:
         Rewards, shape ``(B,)``.
 
     Raises:
-        ValueError: A missing field, a score or constant out of range.
+        ValueError: A missing field, a number out of range.
 
     Reference: "PEAR", 2025, arXiv:2510.08026.
 
@@ -128,6 +129,9 @@ def pear_reward(
     batch.require("pear", "rewards", "tokens", "sampling_entropy")
     check_range("score", score, 0.0, 1.0, low_open=True)
     check_range("wrong", wrong, 0.0, 1.0, high_open=True)
+    check_range("alpha", alpha, -math.inf, math.inf, low_open=True, high_open=True)
+    if floor is not None:
+        check_range("floor", floor, high=1.0)
     assert batch.rewards is not None
     thinking, answer = _phases(batch, think_end, paper_k)
     reward = (score - (thinking - alpha * answer).clamp(min=0)).clamp(max=1)
