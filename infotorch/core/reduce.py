@@ -255,7 +255,8 @@ def masked_quantile(
     if interpolation == "linear":
         high = ordered.gather(dim, torch.minimum(below + 1, last).long())
         # Between equal neighbors there is nothing to interpolate, which matters where they are infinite.
-        low = torch.where((low == high) | (position == below), low, torch.lerp(low, high, (position - below).to(x.dtype)))
+        between = torch.lerp(low, high, (position - below).to(x.dtype))
+        low = torch.where((low == high) | (position == below), low, between)
     return torch.where(count > 0, low, torch.nan).squeeze(dim)
 
 

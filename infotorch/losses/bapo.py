@@ -125,6 +125,8 @@ def bapo_bounds(
     Raises:
         ValueError: An option out of range, unknown names.
 
+    Reference: arXiv:2510.18927, 2025, equation 8 and algorithm 1 (deviations: see the module).
+
     >>> ratio = torch.tensor([[1.5, 1.0, 1.0]])
     >>> bounds = bapo_bounds(ratio, torch.tensor([[1.0, -1.0, -1.0]]), torch.ones(1, 3, dtype=torch.bool), target=0.4)
     >>> bounds.low, bounds.high, bounds.share  # 1.35 / (1.35 + 2) is the first share above 0.4
@@ -378,6 +380,8 @@ register_recipe(
 
 def retained_by_clip(advantages: Tensor, ratio: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Tensor:
     """Boolean: whether PPO's clip leaves the update its gradient, any shape.
+
+    Reference: arXiv:2510.18927, 2025, equation 7.
 
     >>> retained_by_clip(torch.tensor([1.0, 1.0, -1.0, 0.0]), torch.tensor([1.1, 1.3, 1.3, 1.0]))
     tensor([ True, False,  True, False])

@@ -48,6 +48,8 @@ def peak_mask(entropy: Tensor, mask: Tensor, *, ratio: float = 0.8) -> Tensor:
         ValueError: ``ratio`` out of range.
         TypeError: A mask that is not boolean.
 
+    Reference: Y. Jiang et al., 2025, arXiv:2509.25133.
+
     >>> peak_mask(torch.tensor([[0.1, 0.9, 0.2], [1.0, 1.0, 1.0]]), torch.ones(2, 3, dtype=torch.bool), ratio=0.5)
     tensor([[False,  True, False],
             [False, False, False]])

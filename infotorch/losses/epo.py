@@ -67,6 +67,8 @@ def phase_weight(
     Raises:
         ValueError: Unknown schedule, ``total_steps < 1``, negative ``gamma``.
 
+    Reference: 2025, arXiv:2509.22576; ``"code"`` as released.
+
     >>> phase_weight(torch.tensor([0.0, 60.0]), total_steps=120)
     tensor([2.0000, 1.0498])
     """
@@ -102,6 +104,8 @@ def corridor_penalty(
 
     Raises:
         ValueError: Unknown penalty, ``low < 0``, ``high < low``.
+
+    Reference: 2025, arXiv:2509.22576, second version; ``"indicator"``: first version and released code.
 
     >>> entropy = torch.tensor([0.2, 1.0, 2.5])
     >>> corridor_penalty(entropy, 1.0, low=0.5, high=1.5)

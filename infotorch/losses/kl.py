@@ -33,6 +33,8 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str = "k3", *, c
     Raises:
         ValueError: Unknown kind.
 
+    Reference: J. Schulman, "Approximating KL Divergence", 2020.
+
     >>> import torch
     >>> kl_estimate(torch.tensor([-1.0]), torch.tensor([-2.0]), "k2")
     tensor([0.5000])
@@ -77,6 +79,8 @@ def kl_regularizer(
     Raises:
         ValueError: ``ref_log_probs`` is missing, the kind is unknown.
 
+    Reference: J. Schulman, 2020.
+
     >>> import torch
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 2), ref_log_probs=torch.ones(1, 2),
     ...                    mask=torch.ones(1, 2, dtype=torch.bool))
@@ -104,6 +108,8 @@ def kl_reward(batch: TokenBatch, *, coef: float = 0.001, kind: str = "k1", clamp
 
     Raises:
         ValueError: ``rewards`` or ``ref_log_probs`` is missing.
+
+    Reference: J. Schulman, 2020.
 
     >>> import torch
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 2), ref_log_probs=-torch.ones(1, 2),

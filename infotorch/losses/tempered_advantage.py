@@ -40,6 +40,8 @@ def tempered_weight(entropy: Tensor, target: float, correct: Tensor, *, max_gap:
         correct: Share :math:`c` of correct answers; 0 gives weight 0.
         max_gap: :math:`g`.
 
+    Reference: released code of C. Wang et al., 2025, arXiv:2510.08141.
+
     >>> tempered_weight(torch.tensor(0.4), 0.5, torch.tensor(0.5))
     tensor(0.1667)
     """
@@ -59,6 +61,8 @@ def blend_tempered(
         tempered_log_probs: The same at temperature T.
         correct: Boolean, shape ``(B,)``.
         weight: :math:`\alpha`.
+
+    Reference: released code of C. Wang et al., 2025, arXiv:2510.08141.
 
     >>> blend_tempered(torch.zeros(1, 1), torch.zeros(1, 1), torch.full((1, 1), 0.5).log(), torch.tensor([True]),
     ...                torch.tensor(0.5))

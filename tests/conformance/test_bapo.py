@@ -103,7 +103,8 @@ def check_paper(case) -> None:
     # The search step by step: the share at every pair that the transcription visited, and that the last one is ours.
     trace = case.out("trace")
     for low, high, share in trace.tolist():
-        fixed = {"low": min(low, 1.0), "low_max": 1.0, "high": high, "high_max": high}  # sums of steps exceed 1 by rounding
+        low = min(low, 1.0)  # which a sum of steps exceeds by rounding
+        fixed = {"low": low, "low_max": 1.0, "high": high, "high_max": high}
         there = bounds_of(case, **{**fixed, "low_step": 0.0, "high_step": 0.0})
         assert float(there.share) == pytest.approx(share, rel=1e-9, abs=1e-6 if case.single else 1e-10)
     if len(trace):

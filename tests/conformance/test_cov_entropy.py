@@ -35,7 +35,7 @@ def covariance(case) -> torch.Tensor:
 def check_kl_cov(case) -> None:
     case.allow_params("k_fraction", "k_percent_official", "ppo_kl_coef", "loss_agg_mode", "num_selected")
     p = case.params
-    options = {"ratio": p["k_fraction"], "coef": p["ppo_kl_coef"]}
+    options = {"ratio": p["k_fraction"], "coef": p["ppo_kl_coef"], "log_ratio_bound": None}
     aggregation = VERL_MODES[p["loss_agg_mode"]]
     result = differentiate(kl_cov, from_case(case), aggregation=aggregation, **options)
     loss, grad = result.out.loss, result.grad
@@ -95,6 +95,7 @@ def check_clip_cov(case) -> None:
         "clip_high": p["cliprange_high"],
         "lower": p["clip_cov_lb"],
         "upper": p["clip_cov_ub"],
+        "log_ratio_bound": None,
     }
     priorities = torch.zeros(case.inputs["log_prob"].shape, dtype=torch.float64)
     if "candidates" in case.outputs:

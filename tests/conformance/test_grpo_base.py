@@ -26,8 +26,8 @@ from infotorch.losses import (
 from infotorch.losses.ppo import aggregate_loss
 
 SLUG = "grpo-base"
-# verl's metrics add 1e-8 to the count they divide by; ours divide by the count.
-COUNT_PLUS_1E8 = {"rtol": 2e-8, "atol": 1e-9}
+# verl's metrics add 1e-8 to the count they divide by, and some are single precision; ours divide by the count.
+VERL_METRIC = {"rtol": 1e-7, "atol": 1e-8}
 METRICS = {"pg_clipfrac": "clip_fraction", "ppo_kl": "approx_kl", "pg_clipfrac_lower": "clip_fraction_lower"}
 
 
@@ -59,7 +59,7 @@ def check_verl(case) -> None:
         if kind in METRICS:
             found = function(from_case(case)([]), **options).metrics
             # What cannot occur in a loss is a constant 0 there and no metric of ours.
-            case.close(key, found.get(METRICS[kind], torch.tensor(0.0)), **COUNT_PLUS_1E8)
+            case.close(key, found.get(METRICS[kind], torch.tensor(0.0)), **VERL_METRIC)
             continue
         result = differentiate(function, from_case(case), aggregation=VERL_MODES[mode[0]], **options)
         case.close(key, {"loss": result.out.loss, "grad": result.grad}[kind])
@@ -98,7 +98,7 @@ def check_verl_single(case) -> None:
     case.close("grad_log_prob", result.grad)
     for theirs, ours in METRICS.items():
         if theirs in case.outputs:
-            case.close(theirs, result.out.metrics[ours], **COUNT_PLUS_1E8)
+            case.close(theirs, result.out.metrics[ours], **VERL_METRIC)
 
 
 def check_verl_kl(case) -> None:
