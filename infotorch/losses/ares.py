@@ -226,11 +226,10 @@ def ares_reward(
 
 def _scales(alpha: float | Sequence[float] | Tensor) -> Tensor:
     """The option ``alpha`` for every difficulty; a tensor is the module's own and in range."""
-    found = per_difficulty("alpha", alpha)
     if not isinstance(alpha, Tensor):
-        for value in found.tolist():
+        for value in [alpha] if isinstance(alpha, float | int) else alpha:
             check_range("alpha", value, 0.0, 2.0)
-    return found
+    return per_difficulty("alpha", alpha)
 
 
 class _Counts:
