@@ -66,6 +66,25 @@ def differentiate(function, make_batch, **options: Any) -> Result:
     return Result(out, torch.zeros_like(leaf[0]) if grad is None else grad)
 
 
+def close_loss(case, function, make_batch, loss: str = "loss", grad: str = "grad_log_prob", **tolerance: float) -> None:
+    """Compare a loss and its gradient with the case's.
+
+    Where theirs is NaN, a row or the whole mask is empty and 0/0 there: ours is the loss of the other rows, or 0.
+    """
+    result = differentiate(function, make_batch)
+    if case.outputs[loss].isfinite():
+        case.close(loss, result.out.loss, **tolerance)
+        case.close(grad, result.grad, **tolerance)
+        return
+    batch = make_batch([])
+    full = batch.mask.any(1)
+    assert not full.all(), f"{case.name}/{loss}: the expected loss is not finite though every row has tokens"
+    expected = function(batch.select(full)).loss if full.any() else torch.zeros_like(result.out.loss)
+    torch.testing.assert_close(result.out.loss, expected)
+    assert result.grad.isfinite().all()
+    case.seen.update((loss, grad))
+
+
 def from_case(case, mask: str = "response_mask", **more: Any):
     """A function that builds the case's batch and hands its leaf tensor out."""
 
