@@ -246,14 +246,17 @@ def masked_quantile(
         x, valid, dim = x.reshape(-1), valid.reshape(-1), 0
     ordered = torch.where(valid, x, torch.inf).sort(dim).values
     count = valid.sum(dim, keepdim=True)
-    last = (count - 1).clamp(min=0).to(x.dtype)
-    position = torch.tensor(q, dtype=x.dtype, device=x.device) * last
+    last = (count - 1).clamp(min=0).double()
+    # The rank of a q rounded to x's type, without further rounding, as torch has it: it decides which of an entry and
+    # the quantile that should be that entry is the larger.
+    position = torch.tensor(q, dtype=x.dtype, device=x.device).double() * last
     below = position.round() if interpolation == "nearest" else position.floor()
     low = ordered.gather(dim, below.long())
     if interpolation == "linear":
         high = ordered.gather(dim, torch.minimum(below + 1, last).long())
         # Between equal neighbors there is nothing to interpolate, which matters where they are infinite.
-        low = torch.where((low == high) | (position == below), low, torch.lerp(low, high, position - below))
+        between = torch.lerp(low, high, (position - below).to(x.dtype))
+        low = torch.where((low == high) | (position == below), low, between)
     return torch.where(count > 0, low, torch.nan).squeeze(dim)
 
 

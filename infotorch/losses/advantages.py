@@ -37,6 +37,8 @@ def uniform_groups(rewards: Tensor, group: Tensor) -> Tensor:
 
     Such groups carry no learning signal; DAPO's dynamic sampling drops them and draws others.
 
+    Reference: Q. Yu et al., "DAPO", 2025, arXiv:2503.14476.
+
     >>> uniform_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]))
     tensor([ True,  True, False, False])
     """
@@ -72,6 +74,8 @@ def group_advantages(
 
     Deviations:
         Equal rewards give exactly 0 (rounding of their mean, divided by ``eps``, can reach 1e-2 elsewhere).
+
+    Reference: Z. Shao et al., 2024, arXiv:2402.03300; without division Z. Liu et al., 2025, arXiv:2503.20783.
 
     >>> group_advantages(torch.tensor([0.0, 1.0]), torch.tensor([5, 5]), eps=0.0)
     tensor([-0.7071,  0.7071])
@@ -111,6 +115,9 @@ def grpo_advantage(
 
     Options are those of :func:`group_advantages`. Reads ``rewards`` and ``group``.
 
+    Raises:
+        ValueError: ``rewards`` or ``group`` is missing, an option out of range.
+
     Reference: Z. Shao et al., 2024, arXiv:2402.03300.
 
     >>> batch = TokenBatch(log_probs=torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool),
@@ -133,6 +140,9 @@ def dr_grpo_advantage(batch: TokenBatch, *, singleton: str = "raw") -> Tensor:
     """Dr. GRPO: reward minus the prompt's mean, undivided, on every token.
 
     Dividing by the standard deviation favors prompts that are nearly always right or nearly always wrong.
+
+    Raises:
+        ValueError: ``rewards`` or ``group`` is missing, unknown ``singleton``.
 
     Reference: Z. Liu et al., 2025, arXiv:2503.20783.
 

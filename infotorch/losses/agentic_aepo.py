@@ -48,6 +48,8 @@ def entropy_zscore(entropy: Tensor, mask: Tensor, *, scope: str = "local") -> Te
         ValueError: Unknown scope, shapes that differ.
         TypeError: A mask that is not boolean.
 
+    Reference: arXiv:2510.14545, 2025.
+
     >>> entropy_zscore(torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([[True, True, True, False]]))
     tensor([[-1.,  0.,  1.,  0.]])
     """
@@ -56,9 +58,12 @@ def entropy_zscore(entropy: Tensor, mask: Tensor, *, scope: str = "local") -> Te
     # In float64, so that the sums over ranks give what one process gets.
     h = zero_outside(entropy.detach().double(), mask)
     total, count = summed(torch.stack((h.sum(), mask.sum().double())), scope)
-    centered = zero_outside(h - total / count.clamp(min=1), mask)
+    mean = total / count.clamp(min=1)
+    centered = zero_outside(h - mean, mask)
     std = (summed(centered.square().sum(), scope) / (count - 1).clamp(min=1)).sqrt()
-    return torch.where(std > 0, centered / std.where(std > 0, 1.0), 0.0).to(widen(entropy).dtype)
+    # What rounding leaves of equal entropies is no deviation.
+    spread = std > 16 * torch.finfo(h.dtype).eps * mean
+    return torch.where(spread, centered / std.where(spread, 1.0), 0.0).to(widen(entropy).dtype)
 
 
 def entropy_aware_advantages(advantages: Tensor, z: Tensor, *, alpha: float = 0.2, clamp: bool = True) -> Tensor:
@@ -72,6 +77,8 @@ def entropy_aware_advantages(advantages: Tensor, z: Tensor, *, alpha: float = 0.
 
     Raises:
         ValueError: A negative ``alpha``.
+
+    Reference: arXiv:2510.14545, 2025 (there without the clamp).
 
     >>> entropy_aware_advantages(torch.ones(3), torch.tensor([-6.0, 0.0, 1.0]))
     tensor([0.0000, 1.0000, 1.2000])
@@ -200,6 +207,8 @@ def own_tokens(mask: Tensor, branch_start: Tensor) -> Tensor:
     Raises:
         ValueError: Shapes that do not fit.
         TypeError: A mask that is not boolean, positions that are no integers.
+
+    Reference: arXiv:2510.14545, 2025 (there every row counts its whole prefix).
 
     >>> own_tokens(torch.ones(2, 4, dtype=torch.bool), torch.tensor([0, 3]))
     tensor([[ True,  True,  True,  True],

@@ -61,6 +61,8 @@ def first_positives(advantages: Tensor, count: int, *, margin: float = 0.05, hal
     Returns:
         Boolean, shape ``(n,)``.
 
+    Reference: released code of C. Wang et al., 2025, arXiv:2510.08141.
+
     >>> first_positives(torch.tensor([1.0, -1.0, 0.5, 0.7]), count=2)
     tensor([ True, False,  True, False])
     """
@@ -80,6 +82,8 @@ def mix_batches(batch: TokenBatch, selected: Tensor) -> TokenBatch:
 
     Raises:
         ValueError: A selected row that is not auxiliary, more rows than can be replaced.
+
+    Reference: released code of C. Wang et al., 2025, arXiv:2510.08141.
 
     >>> batch = TokenBatch(log_probs=torch.zeros(3, 1), mask=torch.ones(3, 1, dtype=torch.bool),
     ...                    advantages=torch.tensor([0.5, -0.5, 0.0]), source=torch.tensor([0, 0, 1]))
@@ -185,6 +189,8 @@ def arbitrary_entropy(
     check_range("alpha", alpha, 0.0)
     check_range("fraction", fraction, 0.0, 1.0)
     check_range("replaced", replaced, 0.0, 1.0)
+    check_range("threshold", threshold)
+    check_range("margin", margin)
     check_clip(clip_low, clip_high)
     batch.require("arbitrary_entropy", "rewards")
     assert batch.rewards is not None
@@ -206,15 +212,7 @@ class ArbitraryEntropy(Part, name="arbitrary_entropy"):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.chosen = self.settings
-        chosen = self.chosen
-        self.controller = EntropyTargetController(
-            chosen["target"],
-            low=chosen["temperature_low"],
-            high=chosen["temperature_high"],
-            schedule=chosen["schedule"],
-            momentum=chosen["momentum"],
-            estimate=chosen["estimate"],
-        )
+        self.controller = EntropyTargetController.of_part(self.chosen)
         self.temperature: float | None = None
 
     @property

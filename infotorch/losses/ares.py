@@ -35,7 +35,7 @@ from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import masked_quantile
 from infotorch.losses._groups import Groups
 from infotorch.losses._select import SCOPES
-from infotorch.losses.ares_kl import DIFFICULTIES, difficulty
+from infotorch.losses.ares_kl import DIFFICULTIES, difficulty, per_difficulty
 from infotorch.losses.ares_windows import (
     TAU_OVER,
     covered_by,
@@ -182,7 +182,7 @@ def ares_reward(
         trigger_tokens: Ids of the trigger words (code); None: every token.
         threshold: Least entropy after a trigger (code). None: not known yet, nothing is shaped.
         threshold_decay: Of its running value, for the module.
-        alpha: Scale for easy, medium, hard (code); where the module's starts.
+        alpha: Scale for easy, medium, hard (code), in [0, 2]; where the module's starts.
         alpha_lr: Its step, for the module.
         correct_above: Rewards above this count as correct.
         scope: Statistics of this batch, or of all data-parallel ranks (``"global"``).
@@ -205,23 +205,31 @@ def ares_reward(
     check_choice("variant", variant, VARIANTS)
     check_choice("tau_over", tau_over, TAU_OVER)
     check_choice("scope", scope, SCOPES)
-    for name, value in {"decay": decay, "threshold_decay": threshold_decay}.items():
+    for name, value in {"decay": decay, "threshold_decay": threshold_decay, "quantile": quantile}.items():
         check_range(name, value, 0.0, 1.0)
+    check_range("alpha_lr", alpha_lr, 0.0)
     assert batch.rewards is not None
     found = _Counts(batch, variant, window, quantile, tau_over, trigger_tokens, threshold, correct_above, scope)
     rewards = batch.rewards
-    old = torch.full((3,), torch.inf) if targets is None else torch.as_tensor(targets)
-    old = old.to(found.counts)
+    old = per_difficulty("targets", torch.inf if targets is None else targets).to(found.counts)
     if variant == "code":
         if threshold is None:
             return rewards.clone()
-        aims, scales = found.rounded(old)[found.level], torch.as_tensor(alpha).to(old).expand(3)[found.level]
+        aims, scales = found.rounded(old)[found.level], _scales(alpha).to(old)[found.level]
         term = ares_score(found.counts, found.level, found.correct, aims, scales)
         known = torch.as_tensor(threshold, device=rewards.device).isfinite()  # the module has none yet
         return torch.where(known, rewards + term, rewards).to(rewards.dtype)
     strength = ares_strength(found.all_counts, found.all_levels, old, hard_sign_fix=hard_sign_fix)
     _, off = ares_deviation(found.counts, found.level, torch.where(old.isfinite(), old, 0.0))
     return torch.where(found.correct, rewards, (rewards - strength[found.level] * off).to(rewards.dtype))
+
+
+def _scales(alpha: float | Sequence[float] | Tensor) -> Tensor:
+    """The option ``alpha`` for every difficulty; a tensor is the module's own and in range."""
+    if not isinstance(alpha, Tensor):
+        for value in [alpha] if isinstance(alpha, float | int) else alpha:
+            check_range("alpha", value, 0.0, 2.0)
+    return per_difficulty("alpha", alpha)
 
 
 class _Counts:
@@ -298,12 +306,11 @@ class Ares(Part, name="ares"):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.chosen = self.settings
-        none = torch.full((3,), torch.inf, dtype=torch.float64)
         fixed = self.chosen["targets"]
-        self.register_buffer("targets", none if fixed is None else torch.as_tensor(fixed, dtype=torch.float64).clone())
+        self.register_buffer("targets", per_difficulty("targets", torch.inf if fixed is None else fixed).clone())
         start = self.chosen["threshold"]
         self.register_buffer("threshold", torch.tensor(torch.inf if start is None else start, dtype=torch.float64))
-        self.register_buffer("alpha", torch.as_tensor(self.chosen["alpha"], dtype=torch.float64).expand(3).clone())
+        self.register_buffer("alpha", _scales(self.chosen["alpha"]).clone())
         self._found: _Counts | None = None
 
     def forward(self, batch: TokenBatch) -> Tensor:

@@ -41,6 +41,21 @@ def difficulty(correct: Tensor, group: Tensor) -> Tensor:
     return 2 - (3 * right >= groups.size).long() - (3 * right >= 2 * groups.size).long()
 
 
+def per_difficulty(name: str, value: float | Sequence[float] | Tensor) -> Tensor:
+    """A number for easy, medium and hard, or one for all three, as float64 ``(3,)``.
+
+    Raises:
+        ValueError: Another number of numbers.
+
+    >>> per_difficulty("target", 0.5)
+    tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
+    """
+    found = torch.as_tensor(value, dtype=torch.float64)
+    if found.shape not in ((), (1,), (3,)):
+        raise ValueError(f"{name}: expected one number, or three (easy, medium, hard), got shape {tuple(found.shape)}")
+    return found.expand(3)
+
+
 class KLController(nn.Module):
     """Moves the logarithm of a KL weight for every difficulty towards a target KL.
 
@@ -63,8 +78,8 @@ class KLController(nn.Module):
     def __init__(
         self,
         *,
-        initial: float | Sequence[float] = 1.0,
-        target: float | Sequence[float] = 0.01,
+        initial: float | Sequence[float] | Tensor = 1.0,
+        target: float | Sequence[float] | Tensor = 0.01,
         lr: float = 0.05,
         interval: int = 100,
         decay: float = 0.97,
@@ -76,12 +91,11 @@ class KLController(nn.Module):
         super().__init__()
         check_range("interval", interval, 1)
         check_range("decay", decay, 0.0, 1.0)
-        for value in [target] if isinstance(target, float | int) else target:
-            check_range("target", value, 0.0, low_open=True)
+        check_range("lr", lr, 0.0)
         self.lr, self.interval, self.decay, self.clip, self.deadzone = lr, interval, decay, clip, deadzone
         self.low, self.high = low, high
-        targets = torch.as_tensor(target, dtype=torch.float64).expand(3)
-        betas = torch.as_tensor(initial, dtype=torch.float64).expand(3)
+        targets, betas = per_difficulty("target", target), per_difficulty("initial", initial)
+        check_range("target", targets.min().item(), 0.0, low_open=True)
         self.register_buffer("targets", targets.clone(), persistent=False)
         self.register_buffer("betas", betas.clone())
         self.register_buffer("kl", torch.full((3,), torch.inf, dtype=torch.float64))
@@ -162,12 +176,13 @@ def ares_kl(
     """
     batch.require("ares_kl", "ref_log_probs", "rewards", "group", "sampling_entropy")
     check_range("rho", rho, 0.0, 1.0)
+    check_range("coef", coef, 0.0)
     check_choice("tau_over", tau_over, TAU_OVER)
     check_choice("scope", scope, SCOPES)
     assert batch.ref_log_probs is not None
     level, high = _kept(batch, window, quantile, tau_over, correct_above, scope)
     kl = kl_estimate(batch.log_probs, batch.ref_log_probs, "k3")
-    weight = torch.as_tensor(betas, dtype=kl.dtype, device=kl.device).expand(3)[level].unsqueeze(1)
+    weight = per_difficulty("betas", betas).to(kl)[level].unsqueeze(1)
     relaxed = high & batch.mask
     per_token = coef * weight * torch.where(relaxed, rho, 1.0) * kl
     metrics = {
@@ -203,7 +218,10 @@ class AresKL(Part, name="ares_kl"):
         super().__init__(**options)
         chosen = self.settings
         self.controller = KLController(
-            initial=chosen["betas"], target=chosen["target"], lr=chosen["lr"], interval=chosen["interval"]
+            initial=per_difficulty("betas", chosen["betas"]),
+            target=chosen["target"],
+            lr=chosen["lr"],
+            interval=chosen["interval"],
         )
         self.window = StepMean(3)
 

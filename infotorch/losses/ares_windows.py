@@ -95,6 +95,7 @@ def window_threshold(
     """
     check_choice("over", over, TAU_OVER)
     check_choice("scope", scope, SCOPES)
+    check_range("quantile", quantile, 0.0, 1.0)
     values = widen(entropy.detach())
     if over == "windows":
         values, mask = window_entropy(values, mask, window)
@@ -186,6 +187,7 @@ def trigger_threshold(entropy: Tensor, mask: Tensor, *, window: int = 4, quantil
     >>> trigger_threshold(torch.tensor([[9.0, 1.0, 3.0]]), torch.ones(1, 3, dtype=torch.bool), window=1, quantile=1.0)
     tensor([3.])
     """
+    check_range("quantile", quantile, 0.0, 1.0)
     means, complete = _following(entropy, mask, window)
     stand_in = torch.where(complete.any(1, keepdim=True), masked_mean(means, complete, dim=1).unsqueeze(1), entropy)
     return masked_quantile(torch.where(complete, means, stand_in), mask, quantile, dim=1)

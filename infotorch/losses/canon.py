@@ -77,7 +77,8 @@ def canon_advantages(
         Shape ``(B,)``, without gradient.
 
     Raises:
-        ValueError: An unknown choice, ``mu`` outside [0, 1], a metric of another shape or not finite.
+        ValueError: An unknown choice, ``mu`` outside [0, 1], a weight, shift or metric that is not finite, a metric of
+            another shape.
 
     >>> canon_advantages(torch.tensor([0.0, 0.0, 1.0, 0.0]), torch.zeros(4, dtype=torch.long),
     ...                  torch.tensor([1.0, 2.0, 3.0, 4.0]))  # the upper half does better
@@ -89,6 +90,8 @@ def canon_advantages(
     check_choice("singleton", singleton, ("zero", "raw"))
     if not isinstance(mu, Tensor):
         check_range("mu", mu, 0.0, 1.0)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        check_range(name, value, -math.inf, math.inf, low_open=True, high_open=True)
     rewards, metric = widen(rewards.detach()), check_tensor("metric", metric).detach()
     if metric.shape != rewards.shape:
         raise ValueError(f"metric: expected shape {tuple(rewards.shape)}, as rewards have, got {tuple(metric.shape)}")
@@ -132,12 +135,16 @@ def cosine_restarts(
     >>> [round(float(cosine_restarts(k, high=0.6, low=0.0)), 3) for k in (0, 29, 30, 50, 69, 70)]
     [0.02, 0.6, 0.6, 0.3, 0.001, 0.6]
     """
-    check_range("cycles", cycles, 1)
-    check_range("warmup", warmup, 0, total, high_open=True)
+    _check_cycles(total, warmup, cycles)
     k = torch.as_tensor(step).to(torch.float64)
     period = (total - warmup) / cycles
     wave = low + (high - low) * (1 + torch.cos(math.pi * ((k - warmup) % period) / period)) / 2
     return torch.where(k < warmup, high * (k + 1) / max(warmup, 1), wave)
+
+
+def _check_cycles(total: int, warmup: int, cycles: int) -> None:
+    check_range("cycles", cycles, 1)
+    check_range("warmup", warmup, 0, total, high_open=True)
 
 
 def inter_share(
@@ -167,13 +174,16 @@ def inter_share(
     moves from inter (0.98) to intra (0.4).
 
     Raises:
-        ValueError: An unknown schedule or scope; rewards missing, or outside [0, 1], for the accuracy schedules.
+        ValueError: An unknown schedule or scope, an option out of range; rewards missing, or outside [0, 1], for the
+            accuracy schedules.
 
     >>> inter_share("accuracy", rewards=torch.tensor([1.0, 0.0, 0.0, 0.0]))
     tensor(0.2500)
     """
     check_choice("schedule", schedule, SCHEDULES)
     check_choice("scope", scope, SCOPES)
+    check_range("mu", mu, 0.0, 1.0)
+    _check_cycles(total, warmup, cycles)
     cosine: dict[str, Any] = {"total": total, "warmup": warmup, "cycles": cycles}
     if schedule == "constant":
         return mu

@@ -16,6 +16,7 @@ Deviations from the authors' code:
     - An empty mask gives loss 0 (there: NaN).
     - Tokens whose covariance is not finite take no part in means and selection.
     - KL-Cov takes a fraction, not a percentage that shrinks on small batches; ties go to the lowest index.
+    - Log-ratios are clamped to 20 in the ratio, not in KL-Cov's penalty (``log_ratio_bound=None``: nowhere, as there).
     - ``scope="global"`` selects over all data-parallel ranks (there: each micro-batch of each GPU).
 """
 
@@ -48,6 +49,8 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local", detach: bool = 
 
     Raises:
         ValueError: Missing advantages, unknown scope.
+
+    Reference: G. Cui et al., 2025, arXiv:2505.22617 (deviations: see the module).
 
     >>> batch = TokenBatch(log_probs=torch.tensor([[-1.0, -3.0]]), mask=torch.ones(1, 2, dtype=torch.bool),
     ...                    advantages=torch.tensor([[1.0, -1.0]]))
@@ -113,7 +116,8 @@ def clip_cov(
         Loss and the metrics ``selected_fraction``, ``covariance``, ``approx_kl``.
 
     Raises:
-        ValueError: Missing advantages, ``ratio`` outside ``[0, 1]``, a negative clip width, unknown scope.
+        ValueError: Missing advantages, ``ratio`` outside ``[0, 1]``, a window that is none, a negative clip width,
+            unknown scope.
 
     Reference: G. Cui et al., 2025, arXiv:2505.22617.
 
@@ -124,6 +128,8 @@ def clip_cov(
     """
     batch.require("clip_cov", "advantages")
     check_range("ratio", ratio, 0.0, 1.0)
+    check_range("lower", lower)
+    check_range("upper", upper, lower)
     check_clip(clip_low, clip_high)
     assert batch.advantages is not None
     log_ratio = bounded(batch.log_ratio, log_ratio_bound)
@@ -155,6 +161,7 @@ def kl_cov(
     *,
     ratio: float = 2e-4,
     coef: float = 1.0,
+    log_ratio_bound: float | None = 20.0,
     scope: str = "local",
     only_positive: bool = False,
     aggregation: AggregationLike = "token-mean",
@@ -168,6 +175,7 @@ def kl_cov(
         batch: Reads ``log_probs``, ``old_log_probs``, ``advantages``.
         ratio: Fraction of the N valid tokens to brake (paper: 2e-3 at 7B, 2e-4 at 32B).
         coef: Weight of the penalty (authors 1, verl's configuration 0.1).
+        log_ratio_bound: Log-ratios are clamped to this size in the ratio, not in the penalty; None for no bound.
         scope: ``"local"`` as the authors, or ``"global"``: one choice over all data-parallel ranks.
         only_positive: Brake no token whose covariance is not positive (equal advantages: none at all).
         aggregation: How tokens become a scalar.
@@ -198,7 +206,7 @@ def kl_cov(
     pool = Pool(batch.mask, scope)
     count = fraction(pool.mask.sum(), ratio)
     selected = pool.own(lowest(-pool.flat(covariance), pool.flat(eligible), count))
-    per_token = -batch.advantages * log_ratio.exp() + coef * selected * log_ratio.abs()
+    per_token = -batch.advantages * bounded(log_ratio, log_ratio_bound).exp() + coef * (selected * log_ratio.abs())
     metrics = {
         "selected_fraction": masked_mean(selected.to(per_token.dtype), batch.mask),
         "covariance": masked_mean(covariance, batch.mask),
@@ -258,6 +266,8 @@ def entropy_covariance(logits: Tensor, advantages: Tensor, kind: str = "natural"
 
 def predicted_entropy_change(logits: Tensor, advantages: Tensor, step: float, kind: str = "natural") -> Tensor:
     """First-order change of entropy, in nats, for a step of size ``step``; see :func:`entropy_covariance`.
+
+    Reference: G. Cui et al., 2025, arXiv:2505.22617.
 
     >>> predicted_entropy_change(torch.tensor([1.0, 0.0]), torch.tensor([1.0, -1.0]), step=0.1)
     tensor(-0.0393)

@@ -103,6 +103,8 @@ def empg_steps(
     Raises:
         ValueError: A missing field, an option out of range.
 
+    Reference: 2025, arXiv:2509.09265 (deviations: see the module).
+
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 3), mask=torch.ones(1, 3, dtype=torch.bool),
     ...                    advantages=torch.ones(1), entropy=torch.tensor([[0.0, 0.0, 1.0]]),
     ...                    turn=torch.tensor([[0, 0, 1]]))
@@ -218,6 +220,7 @@ def empg_advantage(
     """
     batch.require("empg", "rewards", "group", "sampling_entropy", "turn")
     check_choice("scale", scale, ("group", "none"))
+    check_range("group_eps", group_eps, 0.0)
     values = _trajectory_advantages(batch, scale=scale, eps=group_eps, singleton=singleton)
     steps = empg_steps(
         batch.replace(advantages=values),

@@ -21,6 +21,8 @@ class EntropyHistory(nn.Module):
     Args:
         per_turn: Keep a mean for every turn.
 
+    Reference: 2025, arXiv:2509.22576 (deviations: :mod:`infotorch.losses.epo`).
+
     >>> history = EntropyHistory()
     >>> history.reference()
     tensor(nan, dtype=torch.float64)

@@ -48,6 +48,8 @@ def peak_mask(entropy: Tensor, mask: Tensor, *, ratio: float = 0.8) -> Tensor:
         ValueError: ``ratio`` out of range.
         TypeError: A mask that is not boolean.
 
+    Reference: Y. Jiang et al., 2025, arXiv:2509.25133.
+
     >>> peak_mask(torch.tensor([[0.1, 0.9, 0.2], [1.0, 1.0, 1.0]]), torch.ones(2, 3, dtype=torch.bool), ratio=0.5)
     tensor([[False,  True, False],
             [False, False, False]])
@@ -73,7 +75,8 @@ def _row_means(
 def _check_options(options: Mapping[str, Any]) -> None:
     """Raise for options that nothing can mean; those that are not there are left alone."""
     choices = {"mode": MODES, "kind": KINDS, "mask": ("all", "peak"), "scope": SCOPES}
-    ranges = {"mask_ratio": (0.0, 1.0), "coef": (0.0,), "dual_lr": (0.0,), "max_coef": (0.0,), "top_k": (1,)}
+    ranges = {"mask_ratio": (0.0, 1.0), "top_k": (1,)}
+    ranges |= dict.fromkeys(("coef", "target", "dual_lr", "max_coef"), (0.0,))
     for name, accepted in choices.items():
         check_choice(name, options[name], accepted)
     for name, bounds in ranges.items():
@@ -150,8 +153,9 @@ def entropy_regularizer(
     >>> entropy_regularizer(batch, target=0.5, coef=1.0).loss  # (1 - 0.5)^2
     tensor(0.2500)
     """
-    numbers = {"mask_ratio": mask_ratio, "coef": coef, "dual_lr": dual_lr, "max_coef": max_coef, "top_k": top_k}
-    _check_options({"mode": mode, "kind": kind, "mask": mask, "scope": scope, "top_p": top_p, **numbers})
+    numbers = {"mask_ratio": mask_ratio, "target": target, "coef": coef, "dual_lr": dual_lr, "max_coef": max_coef}
+    names = {"mode": mode, "kind": kind, "mask": mask, "scope": scope}
+    _check_options({**names, **numbers, "top_p": top_p, "top_k": top_k})
     batch.require("entropy_regularizer", KINDS[kind])
     entropy, kept, total, rows = _row_means(batch, kind, mask, mask_ratio, count_empty_rows)
     filled, ranks = batch.mask.any(1).sum(), batch.world_size

@@ -67,6 +67,8 @@ def phase_weight(
     Raises:
         ValueError: Unknown schedule, ``total_steps < 1``, negative ``gamma``.
 
+    Reference: 2025, arXiv:2509.22576; ``"code"`` as released.
+
     >>> phase_weight(torch.tensor([0.0, 60.0]), total_steps=120)
     tensor([2.0000, 1.0498])
     """
@@ -102,6 +104,8 @@ def corridor_penalty(
 
     Raises:
         ValueError: Unknown penalty, ``low < 0``, ``high < low``.
+
+    Reference: 2025, arXiv:2509.22576, second version; ``"indicator"``: first version and released code.
 
     >>> entropy = torch.tensor([0.2, 1.0, 2.5])
     >>> corridor_penalty(entropy, 1.0, low=0.5, high=1.5)
@@ -198,8 +202,9 @@ def epo(
     batch.require("epo", "entropy")
     check_choice("mask_mode", mask_mode, MASK_MODES)
     check_choice("scope", scope, SCOPES)
-    for name, value in (("coef", coef), ("alpha", alpha), ("min_ref", min_ref)):
-        check_range(name, value, 0.0)
+    for name, value in (("coef", coef), ("alpha", alpha), ("min_ref", min_ref), ("min_turn", min_turn)):
+        if value is not None:
+            check_range(name, value, 0.0)
     assert batch.entropy is not None
     whole = aggregation == "trajectory"
     turns = turns_of(batch) if whole or mask_mode == "seq" else None
@@ -235,8 +240,9 @@ def _reference(batch: TokenBatch, reference: float | Tensor | None, min_ref: flo
     if given.ndim == 1:
         batch.require("epo", "turn")
         assert batch.turn is not None
-        known = (batch.turn >= 0) & (batch.turn < given.numel())
-        given = torch.where(known, given[batch.turn.clamp(0, given.numel() - 1)], torch.nan)
+        turns = given.numel()  # none before the first rollout batch
+        seen = torch.where((batch.turn >= 0) & (batch.turn < turns), batch.turn, turns)
+        given = torch.nn.functional.pad(given, (0, 1), value=torch.nan)[seen]
     return given.expand_as(batch.mask).clamp(min=min_ref)  # NaN stays
 
 

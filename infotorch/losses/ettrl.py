@@ -210,14 +210,19 @@ def entropy_scale(response_entropy: Tensor, group: Tensor, *, y_min: float | Non
     Args:
         response_entropy: Mean token entropy of each response, nats, ``(B,)``.
         group: Prompt ids, ``(B,)``.
-        y_min: Least factor; None for none. Below 0 a factor flips the sign of an advantage.
+        y_min: Least factor, 1 at most; None for none. Below 0 a factor flips the sign of an advantage.
 
     Returns:
         Shape ``(B,)``, without gradient.
 
+    Raises:
+        ValueError: ``y_min`` above 1.
+
     >>> entropy_scale(torch.tensor([0.1, 0.1, 0.1, 0.9]), torch.zeros(4, dtype=torch.long))
     tensor([ 1.6667,  1.6667,  1.6667, -1.0000])
     """
+    if y_min is not None:
+        check_range("y_min", y_min, high=1.0)
     h = widen(response_entropy.detach())
     mean = Groups(group).mean(h)
     scale = torch.where(mean > 0, 2 - h / mean.clamp(min=torch.finfo(h.dtype).tiny), 1.0)
@@ -265,7 +270,7 @@ def ear_advantage(
         Shape ``(B, T)``.
 
     Raises:
-        ValueError: A missing field, an unknown mode, ``beta`` not positive.
+        ValueError: A missing field, an unknown mode, ``beta`` not positive, ``y_min`` above 1.
 
     Reference: 2025, arXiv:2508.11356.
 

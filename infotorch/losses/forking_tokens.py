@@ -71,6 +71,8 @@ def forking_mask(
     check_choice("select", select, ("top", "bottom", "random"))
     check_choice("method", method, ("count", "quantile"))
     check_bool_mask("mask", mask, entropy.shape)
+    if threshold is not None:
+        check_range("threshold", threshold)
     pool = Pool(mask, scope)
     h, valid = pool.flat(widen(entropy)), pool.mask
     if threshold is not None:

@@ -126,6 +126,8 @@ def adaptive_clip_widths(
     Raises:
         ValueError: A negative width or strength.
 
+    Reference: arXiv:2509.16591, 2025.
+
     >>> adaptive_clip_widths(torch.tensor([-1.0, 0.5]))
     (tensor([0.4000, 0.2000]), tensor([0.2800, 0.4200]))
     """
@@ -158,6 +160,8 @@ def redistribute_advantages(
 
     Raises:
         ValueError: ``beta`` out of range.
+
+    Reference: arXiv:2509.16591, 2025.
 
     >>> h, ratio = torch.tensor([0.5, 0.5, -0.5, -0.5]), torch.tensor([1.0, 1.5, 1.0, 1.5])
     >>> redistribute_advantages(torch.ones(4), h, ratio)

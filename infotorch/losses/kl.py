@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from infotorch.core._checks import check_choice
+from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import masked_mean, masked_sum
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
 from infotorch.losses.ppo import AggregationLike, aggregate_loss
@@ -32,6 +32,8 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str = "k3", *, c
 
     Raises:
         ValueError: Unknown kind.
+
+    Reference: J. Schulman, "Approximating KL Divergence", 2020.
 
     >>> import torch
     >>> kl_estimate(torch.tensor([-1.0]), torch.tensor([-2.0]), "k2")
@@ -75,7 +77,9 @@ def kl_regularizer(
         aggregation: How tokens become a scalar.
 
     Raises:
-        ValueError: ``ref_log_probs`` is missing, the kind is unknown.
+        ValueError: ``ref_log_probs`` is missing, the kind is unknown, a negative ``coef``.
+
+    Reference: J. Schulman, 2020.
 
     >>> import torch
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 2), ref_log_probs=torch.ones(1, 2),
@@ -84,6 +88,7 @@ def kl_regularizer(
     tensor(0.5000)
     """
     batch.require("kl", "ref_log_probs")
+    check_range("coef", coef, 0.0)
     assert batch.ref_log_probs is not None
     kl = kl_estimate(batch.log_probs, batch.ref_log_probs, kind, clamp=clamp)
     return aggregate_loss(batch, coef * kl, aggregation, {"kl": masked_mean(kl, batch.mask)})
@@ -103,7 +108,9 @@ def kl_reward(batch: TokenBatch, *, coef: float = 0.001, kind: str = "k1", clamp
         Rewards, shape ``(B,)``.
 
     Raises:
-        ValueError: ``rewards`` or ``ref_log_probs`` is missing.
+        ValueError: ``rewards`` or ``ref_log_probs`` is missing, the kind is unknown, a negative ``coef``.
+
+    Reference: J. Schulman, 2020.
 
     >>> import torch
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 2), ref_log_probs=-torch.ones(1, 2),
@@ -112,6 +119,7 @@ def kl_reward(batch: TokenBatch, *, coef: float = 0.001, kind: str = "k1", clamp
     tensor([0.8000])
     """
     batch.require("kl_reward", "rewards", "ref_log_probs")
+    check_range("coef", coef, 0.0)
     assert batch.rewards is not None
     assert batch.ref_log_probs is not None
     assert batch.old_log_probs is not None

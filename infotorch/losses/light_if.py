@@ -157,16 +157,17 @@ def _tea_weights(covariance: Tensor, mask: Tensor, softmax_over: str, scope: str
     """Softmax under the mask; rows without tokens get zeros."""
     lowest_value = torch.finfo(covariance.dtype).min
     masked = torch.where(mask, covariance, lowest_value)
-    if softmax_over == "sequence":
-        top = masked.detach().amax(1, keepdim=True)
-        mass = torch.where(mask, (masked - top).exp(), 0.0)
-        return mass / mass.sum(1, keepdim=True).clamp(min=1.0)  # the largest entry of a row is 1
-    top = masked.detach().amax()
-    if scope == "global":
+    over = 1 if softmax_over == "sequence" else (0, 1)
+    shared = softmax_over == "batch" and scope == "global"
+    top = masked.detach().amax(over, keepdim=True)
+    if shared:
         top = distributed.all_reduce_max(top)
     mass = torch.where(mask, (masked - top).exp(), 0.0)
-    total = distributed.all_reduce_sum_with_grad(mass.sum()) if scope == "global" else mass.sum()
-    return mass / total.clamp(min=1.0)
+    total = mass.sum(over, keepdim=True)
+    if shared:
+        total = distributed.all_reduce_sum_with_grad(total)
+    # A total is 1 at least. Clamping would stop the gradient of one that is exactly 1.
+    return mass / torch.where(total > 0, total, 1.0)
 
 
 class EntropySFT(Part, name="entropy_sft"):

@@ -34,7 +34,8 @@ def overlong_reward(batch: TokenBatch, *, max_length: int = 20480, buffer: int =
         Rewards, shape ``(B,)``.
 
     Raises:
-        ValueError: ``rewards`` is missing, ``buffer`` outside ``[1, max_length]``.
+        ValueError: ``rewards`` is missing, ``max_length`` below 1, ``buffer`` outside ``[1, max_length]``, a negative
+            ``factor``.
 
     Reference: Q. Yu et al., 2025, arXiv:2503.14476.
 
@@ -45,7 +46,9 @@ def overlong_reward(batch: TokenBatch, *, max_length: int = 20480, buffer: int =
     tensor([0.2500])
     """
     batch.require("overlong", "rewards")
+    check_range("max_length", max_length, 1)
     check_range("buffer", buffer, 1, max_length)
+    check_range("factor", factor, 0.0)
     assert batch.rewards is not None
     length = batch.mask.sum(1).to(batch.rewards.dtype)
     return batch.rewards - factor * ((length - (max_length - buffer)) / buffer).clamp(0, 1)

@@ -11,11 +11,14 @@ Reference:
 
 The authors' code was not available; the formulas are the paper's. Where they leave a choice:
     - Without a closing token the whole response is thinking (``paper_k=True``: all but its last token).
-    - A correct answer may score below a wrong one; ``floor`` bounds it from below.
+    - A correct answer may score below a wrong one; ``floor`` bounds it from below, and :class:`PEAR` warns.
+    - The recipe gives a group of one completion advantage 0.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,7 +27,7 @@ from torch import Tensor
 from infotorch.core._checks import check_bool_mask, check_range
 from infotorch.core.reduce import masked_mean
 from infotorch.losses.batch import TokenBatch, widen
-from infotorch.losses.registry import Part, register
+from infotorch.losses.registry import Part, register, register_recipe
 
 
 def closing_span(tokens: Tensor, mask: Tensor, think_end: int | Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -106,14 +109,14 @@ def pear_reward(
         score: Reward ``s`` of a correct answer without penalty, in ``(0, 1]``.
         wrong: Reward of any other response, in ``[0, 1)``.
         correct_above: Rewards above this count as correct.
-        floor: Least reward of a correct answer, such as ``wrong``; None: none, as in the paper.
+        floor: Least reward of a correct answer, 1 at most, such as ``wrong``; None: none, as in the paper.
         paper_k: Where no token closes the thinking part, leave the last token out of it.
 
     Returns:
         Rewards, shape ``(B,)``.
 
     Raises:
-        ValueError: A missing field, a score or constant out of range.
+        ValueError: A missing field, a number out of range.
 
     Reference: "PEAR", 2025, arXiv:2510.08026.
 
@@ -126,6 +129,9 @@ def pear_reward(
     batch.require("pear", "rewards", "tokens", "sampling_entropy")
     check_range("score", score, 0.0, 1.0, low_open=True)
     check_range("wrong", wrong, 0.0, 1.0, high_open=True)
+    check_range("alpha", alpha, -math.inf, math.inf, low_open=True, high_open=True)
+    if floor is not None:
+        check_range("floor", floor, high=1.0)
     assert batch.rewards is not None
     thinking, answer = _phases(batch, think_end, paper_k)
     reward = (score - (thinking - alpha * answer).clamp(min=0)).clamp(max=1)
@@ -152,8 +158,11 @@ class PEAR(Part, name="pear"):
     """Module of :func:`pear_reward`; it also reports what the formula hides.
 
     Metrics: ``pear_think_entropy``, ``pear_answer_entropy`` (watch this one), ``pear_no_mark`` (share of responses
-    without a closing mark) and ``pear_below_wrong`` (share of the correct answers that score below a wrong one).
+    without a closing mark) and ``pear_below_wrong`` (share of the correct answers that score below a wrong one). The
+    first time that this share is not 0, a warning says so.
     """
+
+    _warned = False
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Rewards; the scalars are kept for the logs."""
@@ -175,6 +184,21 @@ class PEAR(Part, name="pear"):
         }
         return rewards
 
+    def observe(self, batch: TokenBatch) -> None:
+        """Look for correct answers that score below a wrong one, until some do."""
+        if not self._warned and bool(self.rollout_metrics().get("pear_below_wrong", 0.0) > 0):
+            self._warned = True
+            warnings.warn(
+                "pear: some correct answers score below a wrong one, since nothing bounds the penalty; "
+                "floor=<the constant of wrong answers> keeps them above",
+                UserWarning,
+                stacklevel=2,
+            )
+
     def rollout_metrics(self) -> Mapping[str, Tensor]:
         """What the last rollout batch showed."""
         return getattr(self, "_metrics", {})
+
+
+# A group of one completion teaches nothing.
+register_recipe("pear", rewards=["pear"], advantage={"name": "grpo", "singleton": "zero"}, policy="ppo")

@@ -65,8 +65,11 @@ def aggregate_loss(
 
 
 def approx_kl(batch: TokenBatch) -> Tensor:
-    """Mean of ``old_log_probs - log_probs``, Schulman's first estimate of the divergence; no gradient."""
-    return -batch.log_ratio.detach().sum() / batch.mask.sum().clamp(min=1)  # 0 outside the mask already
+    """Mean of ``old_log_probs - log_probs``, Schulman's first estimate of the divergence; no gradient.
+
+    Each difference counts within +-20, as in verl: one token that has become impossible is not the mean of all.
+    """
+    return -batch.log_ratio.detach().clamp(-20, 20).sum() / batch.mask.sum().clamp(min=1)  # 0 outside the mask already
 
 
 def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None) -> None:
@@ -77,8 +80,16 @@ def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None
         check_range("dual_clip", dual_clip, 1.0, low_open=True)
 
 
+def check_bounds(log_ratio_bound: float | None, ratio_cap: float | None = None) -> None:
+    """Raise for bounds that are not positive."""
+    for name, value in (("log_ratio_bound", log_ratio_bound), ("ratio_cap", ratio_cap)):
+        if value is not None:
+            check_range(name, value, 0.0, low_open=True)
+
+
 def bounded(log_ratio: Tensor, bound: float | None) -> Tensor:
     """Clamp log-ratios to ``+-bound``; beyond it the ratio is constant and sends no gradient."""
+    check_bounds(bound)
     return log_ratio if bound is None else log_ratio.clamp(-bound, bound)
 
 
@@ -170,7 +181,7 @@ def ppo(
         Loss and the metrics ``clip_fraction``, ``clip_fraction_lower``, ``clip_region``, ``approx_kl``.
 
     Raises:
-        ValueError: Missing advantages, a negative clip width, ``dual_clip <= 1``.
+        ValueError: Missing advantages, a negative clip width, ``dual_clip <= 1``, a bound that is not positive.
 
     Reference: J. Schulman et al., 2017, arXiv:1707.06347; D. Ye et al., 2019, arXiv:1912.09729.
 
@@ -184,6 +195,7 @@ def ppo(
     """
     batch.require("ppo", "advantages")
     check_clip(clip_low, clip_high, dual_clip)
+    check_bounds(log_ratio_bound, ratio_cap)
     per_token, metrics = clipped_surrogate(
         bounded(batch.log_ratio, log_ratio_bound),
         batch,
@@ -236,6 +248,7 @@ def gspo(
     """
     batch.require("gspo", "advantages")
     check_clip(clip_low, clip_high)
+    check_bounds(log_ratio_bound, ratio_cap)
     check_choice("form", form, ("token", "sequence"))
     log_ratio = batch.log_ratio
     of_mean = log_ratio.detach() if form == "token" else log_ratio

@@ -23,6 +23,7 @@ Written from a description of the method, not from its code. Deviations from wha
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,7 @@ def dr_bot_advantage(
     """
     batch.require("dr_bot", "rewards", "group")
     check_choice("scale", scale, ("none", "group"))
+    check_range("keep", keep, 0.0, 1.0)
     assert batch.rewards is not None
     assert batch.group is not None
     values = group_advantages(batch.rewards, batch.group, scale=scale, eps=eps, singleton=singleton)
@@ -263,7 +265,10 @@ class SelfImitation(ScheduledPart, name="self_imitation"):
         super().__init__(**options)
         defaults = self.settings
         self.combine = check_choice("combine", defaults["combine"], ("sum", "alternate"))
-        self.buffer = ReplayBuffer(**(defaults["buffer"] or {}))
+        of_buffer = defaults["buffer"] or {}
+        for name in of_buffer:
+            check_choice("buffer", name, list(inspect.signature(ReplayBuffer).parameters))
+        self.buffer = ReplayBuffer(**of_buffer)
         self.coef, self.warmup = defaults["coef"], defaults["warmup"]
 
     def forward(self, batch: TokenBatch) -> LossOutput:

@@ -69,6 +69,8 @@ def entropy_change(batch: TokenBatch, *, metric: str = "official") -> Tensor:
     Raises:
         ValueError: A field is missing, unknown metric.
 
+    Reference: Z. Hao et al., 2025, arXiv:2510.10150 (deviations: see the module).
+
     >>> batch = TokenBatch(log_probs=torch.tensor([[0.5]]).log(), mask=torch.ones(1, 1, dtype=torch.bool),
     ...                    advantages=torch.ones(1), entropy=torch.full((1, 1), 1.0))
     >>> entropy_change(batch)  # (1 / 0.5) 0.5 0.5 (log 0.5 + 1)
@@ -131,6 +133,8 @@ def steer_weights(
     Raises:
         ValueError: An option out of range.
         TypeError: A mask that is not boolean.
+
+    Reference: Z. Hao et al., 2025, arXiv:2510.10150 (deviations: see the module).
 
     >>> steer_weights(torch.tensor([[0.0, -1.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool), weight_min=0.25)
     tensor([[1.0000, 0.5000, 0.2500]])

@@ -35,13 +35,39 @@ class Case:
         self.seen.add(name)
         return self.outputs[name]
 
-    def close(self, name: str, actual: Tensor, *, rtol: float = 1e-9, atol: float = 1e-10) -> None:
-        """Assert that ``actual`` is the expected output ``name``."""
+    @property
+    def empty(self) -> bool:
+        """Whether the case has a mask under which there is no token."""
+        masks = [x for name, x in self.inputs.items() if name.endswith("mask")]
+        return bool(masks) and not any(mask.any() for mask in masks)
+
+    @property
+    def single(self) -> bool:
+        """Whether some input is of single precision, masks aside."""
+        values = [x for name, x in self.inputs.items() if isinstance(x, Tensor) and not name.endswith("mask")]
+        return any(x.dtype == torch.float32 for x in values)
+
+    def close(
+        self, name: str, actual: Tensor, *, rtol: float = 1e-9, atol: float = 1e-10, where: Tensor | None = None
+    ) -> None:
+        """Assert that ``actual`` is the expected output ``name``.
+
+        A tolerance meant for double precision is widened where the case has single. An empty mask gives 0 in the whole
+        library, where most of the authors' code divides 0 by 0. ``where`` leaves entries out from which the library
+        deviates on purpose: there it has to be finite.
+        """
         expected = self.out(name)
         actual = torch.as_tensor(actual).detach()
-        torch.testing.assert_close(
-            actual.to(expected.dtype), expected, rtol=rtol, atol=atol, msg=lambda m: f"{self.name}/{name}: {m}"
-        )
+        if (self.single or expected.dtype == torch.float32) and max(rtol, atol) < 1e-6:
+            rtol, atol = 1e-5, 1e-6
+        if self.empty and expected.is_floating_point():
+            expected = expected.nan_to_num(nan=0.0)
+        actual = actual.to(expected.dtype)
+        if where is not None:
+            assert actual.isfinite().all(), f"{self.name}/{name}: ours is not finite"
+            where = where.expand_as(expected)
+            actual, expected = actual[where], expected[where]
+        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, msg=lambda m: f"{self.name}/{name}: {m}")
 
     def allow_params(self, *names: str) -> None:
         """A parameter that the test does not know is a failure."""

@@ -22,9 +22,9 @@ def check_loss(case) -> None:
     p, mask = case.params, case.inputs["mask"].bool()
     alpha = p["alpha"] if p["balanced_adv"] else 0.0
     z = entropy_zscore(case.inputs["entropy"], mask)
-    torch.testing.assert_close(z[mask], case.out("entropy_z")[mask], rtol=1e-10, atol=1e-10)
+    case.close("entropy_z", z, rtol=1e-10, where=mask)
     scaled = entropy_aware_advantages(case.inputs["advantages"], z, alpha=alpha, clamp=False)
-    torch.testing.assert_close(scaled[mask], case.out("adv")[mask], rtol=1e-10, atol=1e-10)
+    case.close("adv", scaled, rtol=1e-10, where=mask)
     result = differentiate(
         agentic_aepo,
         from_case(case, mask="mask", entropy=case.inputs["entropy"]),
@@ -77,7 +77,7 @@ def check_proxy(case) -> None:
 
 
 CHECKS = {
-    r"loss_\d+_clip[01]_adv[01]_gate[01]_[\w-]+|const_entropy_\d+": check_loss,
+    r"loss_\d+_clip[01]_adv[01]_gate[01]_[\w-]+|const_entropy_\w+": check_loss,
     r"budget": check_budget,
     r"branch": check_branch,
     r"entropy_proxy": check_proxy,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from helpers import differentiate, dispatch
+from helpers import OLD_VERL_MODES, close_loss, dispatch, ids
 from torch import Tensor
 
-from infotorch.losses import TokenBatch, blended_policy_loss, copo_advantages, copo_weight
+from infotorch.losses import LossOutput, TokenBatch, blended_policy_loss, copo_advantages, copo_weight
 from infotorch.losses.copo import copo_mode
 
 SLUG = "copo"
@@ -27,33 +27,28 @@ def spread(values: Tensor, mask: Tensor) -> Tensor:
 def check_advantages(case) -> None:
     case.allow_params("eps", "log_base", "norm_by_std", "reward_coef")
     p, x = case.params, case.inputs
-    rewards, group = x["token_level_rewards"].sum(1), x["index"]
+    rewards, group = x["token_level_rewards"].sum(1), ids(x["index"])
     options = {"normalize": p["norm_by_std"], "eps": p["eps"]}
-    found = copo_advantages(rewards, group, x["answers"], discount=p["reward_coef"], **options)
-    several = (group.unsqueeze(0) == group.unsqueeze(1)).sum(1) > 1
-    prompts = len(group.unique())
-    case.close("entropy_bits", found.entropy / math.log(p["log_base"]), **ENTROPY)
+    found = copo_advantages(rewards, group, ids(x["answers"]), discount=p["reward_coef"], **options)
+    size = (group.unsqueeze(0) == group.unsqueeze(1)).sum(1)
+    disagreement = found.entropy / math.log(p["log_base"])
+    case.close("entropy_bits", disagreement, **ENTROPY)
     # Deviation: a group of one completion has local advantage 0 (theirs: its raw reward).
-    torch.testing.assert_close(
-        spread(found.local, x["mask"])[several], case.out("local_adv")[several], rtol=1e-9, atol=1e-10
-    )
-    assert not found.local[~several].any()
+    assert not found.local[size == 1].any()
+    case.close("local_adv", spread(found.local, x["mask"]), where=(size > 1).unsqueeze(1))
+
+    means = torch.stack([rewards[group == own].mean() for own in group])
+    if p["reward_coef"]:
+        means = means * (1 - (1 - 1 / size) / size.log().clamp(min=1e-9) * math.log(p["log_base"]) * disagreement)
+    # Theirs is NaN for a single prompt, where ours is 0; and with lambda = 0/0 of a group of one, whose answers ours
+    # takes for consistent.
     tolerance = ENTROPY if p["reward_coef"] else {}
-    # Theirs is NaN where a group has one completion and lambda is 0/0, ours treats such a group as consistent.
-    if bool(several.all()) or not p["reward_coef"]:
-        means = torch.stack([rewards[group == own].mean() for own in group])
-        disagreement = found.entropy / math.log(p["log_base"])
-        size = (group.unsqueeze(0) == group.unsqueeze(1)).sum(1)
-        factor = 1 - (1 - 1 / size) / size.log().clamp(min=1e-9) * math.log(p["log_base"]) * disagreement
-        case.close("global_reward", means * factor if p["reward_coef"] else means, **tolerance)
-    if prompts > 1:  # theirs is NaN for a single prompt, ours 0
-        case.close("global_adv", spread(found.prompt, x["mask"]), **tolerance)
-    else:
-        case.out("global_adv")
+    if (group == group[0]).all():
         assert not found.prompt.any()
+    for name, actual in (("global_reward", means), ("global_adv", spread(found.prompt, x["mask"]))):
+        case.close(name, actual, where=~case.outputs[name].isnan(), **tolerance)
     # Deviation: without normalization theirs leaves the rewards of the zero rule at 0, ours are the rewards.
-    filled = case.out("local_reward")
-    assert torch.equal(filled, rewards if p["norm_by_std"] else torch.zeros_like(rewards))
+    case.close("local_reward", rewards if p["norm_by_std"] else torch.zeros_like(rewards), rtol=0, atol=0)
 
 
 def check_loss(case) -> None:
@@ -81,24 +76,24 @@ def check_loss(case) -> None:
     def make(leaf: list[Tensor]) -> TokenBatch:
         leaf.append(x["log_prob"].clone().requires_grad_())
         return TokenBatch(
-            log_probs=leaf[0], old_log_probs=x["old_log_prob"], mask=mask, advantages=x["local_adv"], validate=False
+            log_probs=leaf[0],
+            old_log_probs=x["old_log_prob"],
+            mask=mask,
+            advantages=x["local_adv"],
+            extras={"global": x["global_adv"], "weight": weight},
+            validate=False,
         )
 
     clip = {"clip_low": p["clip_low"], "clip_high": p["clip_high"], "dual_clip": p["clip_c"]}
-    result = differentiate(
-        lambda batch: blended_policy_loss(batch, x["global_adv"], weight, aggregation=p["agg"], **clip),
-        make,
-    )
-    if bool(mask.any(1).all()) or p["agg"] == "token-mean":
-        case.close("loss", result.out.loss)
-        case.close("grad_log_prob", result.grad)
-    else:  # a row without tokens is 0/0 there; ours leaves it out
-        case.seen.update(("loss", "grad_log_prob"))
-        assert result.out.loss.isfinite()
-        assert result.grad.isfinite().all()
+
+    def blend(batch: TokenBatch) -> LossOutput:
+        other, share = batch.extras["global"], batch.extras["weight"]
+        return blended_policy_loss(batch, other, share, aggregation=OLD_VERL_MODES[p["agg"]], **clip)
+
+    close_loss(case, blend, make)
 
 
 CHECKS = {
     r"adv_\d+_coef[01]_norm[01]": check_advantages,
-    r"loss_\d+_[a-z-]+_k[\d.]+_[a-z-]+": check_loss,
+    r"loss_\d+_[a-z-]+_k[\d.e+-]+_[a-z-]+": check_loss,
 }

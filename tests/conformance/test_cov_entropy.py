@@ -19,8 +19,8 @@ from infotorch.losses import (
 
 SLUG = "cov-entropy"
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
-# The released Clip-Cov code adds 1e-8 to every count it divides by (means of the covariance included); ours
-# divides by the count, so the two differ by up to one part in 1e8.
+# The released code adds 1e-8 to the counts that it divides by (Clip-Cov's covariance, all metrics); ours divides by the
+# count, so the two differ by up to one part in 1e8.
 COUNT_PLUS_1E8 = {"rtol": 2e-8, "atol": 1e-8}
 
 
@@ -35,7 +35,7 @@ def covariance(case) -> torch.Tensor:
 def check_kl_cov(case) -> None:
     case.allow_params("k_fraction", "k_percent_official", "ppo_kl_coef", "loss_agg_mode", "num_selected")
     p = case.params
-    options = {"ratio": p["k_fraction"], "coef": p["ppo_kl_coef"]}
+    options = {"ratio": p["k_fraction"], "coef": p["ppo_kl_coef"], "log_ratio_bound": None}
     aggregation = VERL_MODES[p["loss_agg_mode"]]
     result = differentiate(kl_cov, from_case(case), aggregation=aggregation, **options)
     loss, grad = result.out.loss, result.grad
@@ -46,20 +46,21 @@ def check_kl_cov(case) -> None:
     case.close("loss", loss, **row_counts)
     case.close("grad_log_prob", grad, **row_counts)
     if "ppo_kl_abs" in case.outputs:
-        case.close("ppo_kl_abs", result.out.metrics["abs_kl"], **TOLERANCE)
+        case.close("ppo_kl_abs", result.out.metrics["abs_kl"], **COUNT_PLUS_1E8)
     if "cov" in case.outputs:
         case.close("cov", covariance(case), **TOLERANCE)
     if "selected" in case.outputs:
         expected, ours, cov = case.out("selected").bool(), our_selection(case), covariance(case)
-        # Which of several tied tokens torch.topk takes is arbitrary; ours takes those of lowest index.
-        boundary = cov[expected].min()
-        assert torch.equal((ours & (cov > boundary)), (expected & (cov > boundary)))
-        assert (cov[ours] >= boundary).all()
         assert int(ours.sum()) == p.get("num_selected", int(expected.sum())) == int(expected.sum())
-        tied = case.inputs["response_mask"].bool() & (cov == boundary)
-        ranks = tied.flatten().nonzero().squeeze(1)
-        kept = int((ours & tied).sum())
-        assert torch.equal((ours & tied).flatten().nonzero().squeeze(1), ranks[:kept])
+        if expected.any():
+            # Which of several tied tokens torch.topk takes is arbitrary, and rounding decides between near ties.
+            boundary, slack = cov[expected].min(), 64 * torch.finfo(cov.dtype).eps * cov.abs().max().clamp(min=1)
+            assert torch.equal(ours & (cov > boundary + slack), expected & (cov > boundary + slack))
+            assert (cov[ours] >= boundary - slack).all()
+            # Ours takes those of lowest index.
+            tied = case.inputs["response_mask"].bool() & (cov == cov[ours].min())
+            kept = (ours & tied).flatten().nonzero().squeeze(1)
+            assert torch.equal(kept, tied.flatten().nonzero().squeeze(1)[: len(kept)])
 
 
 def our_selection(case) -> torch.Tensor:
@@ -94,6 +95,7 @@ def check_clip_cov(case) -> None:
         "clip_high": p["cliprange_high"],
         "lower": p["clip_cov_lb"],
         "upper": p["clip_cov_ub"],
+        "log_ratio_bound": None,
     }
     priorities = torch.zeros(case.inputs["log_prob"].shape, dtype=torch.float64)
     if "candidates" in case.outputs:
@@ -104,7 +106,7 @@ def check_clip_cov(case) -> None:
         rank[perm] = torch.arange(len(perm), dtype=torch.float64)
         priorities[candidates] = rank
         every = clip_cov(from_case(case)([]), **{**options, "ratio": 1.0})
-        live = clip_cov(from_case(case)([]), **{**options, "lower": float("inf")})
+        live = clip_cov(from_case(case)([]), **{**options, "lower": float("inf"), "upper": float("inf")})
         dropped = (every.per_token == 0) & (live.per_token != 0)
         assert torch.equal(dropped, candidates & (live.per_token != 0))
     result = differentiate(
@@ -172,8 +174,8 @@ def test_equal_advantages_select_nothing() -> None:
 
 
 CHECKS = {
-    r"kl_cov_(\d+_\d+|onpolicy)": check_kl_cov,
-    r"clip_cov_(\d+_\d+|equal_adv)": check_clip_cov,
+    r"kl_cov_\w+": check_kl_cov,
+    r"clip_cov_\w+": check_clip_cov,
     r"entropy_identity": check_identity,
     r"law_fit": check_law,
 }

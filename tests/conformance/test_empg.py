@@ -54,6 +54,12 @@ def rows_as_steps(turn: Tensor, case) -> dict:
 def check_steps(case) -> None:
     case.allow_params("k", "k_f", "zeta", "eps")
     turn = steps_as_turns(case.inputs["segments"], case.inputs["token_entropy"].shape)
+    tolerance = dict(TOLERANCE)
+    expected = case.out("step_entropy")
+    rounding = 16 * torch.finfo(expected.dtype).eps * float(expected.max())
+    if expected.max() - expected.min() <= rounding:
+        # Stated deviation: ours are equal; there, rounding between equal means is divided by eps.
+        tolerance["atol"] += rounding / case.params["eps"]
     for layout in (in_rows, rows_as_steps):
         fields = layout(turn, case)
         found = empg_steps(TokenBatch(log_probs=torch.zeros_like(fields["entropy"]), **fields), **case.params)
@@ -66,10 +72,10 @@ def check_steps(case) -> None:
             "step_adv_final": found.final,
         }.items():
             # The file numbers steps by trajectory and time, as ours; steps without a token are in neither.
-            case.close(name, value[found.used], **TOLERANCE)
+            case.close(name, value[found.used], **tolerance)
             assert not value[~found.used].any()
         if layout is in_rows and "token_adv" in case.outputs:
-            case.close("token_adv", segment_spread(found.final, found.segment), **TOLERANCE)
+            case.close("token_adv", segment_spread(found.final, found.segment), **tolerance)
 
 
 def check_identity(case) -> None:
@@ -83,6 +89,6 @@ def check_identity(case) -> None:
 
 
 CHECKS = {
-    r"empg_\d+_k[\d.]+_kf[\d.]+_z[\d.]+|equal_entropy": check_steps,
+    r"empg_\d+_k\S+|equal_entropy": check_steps,
     r"score_norm_identity": check_identity,
 }

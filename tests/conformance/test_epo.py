@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from helpers import VERL_MODES, dispatch
+from helpers import OLD_VERL_MODES, dispatch
 
 from infotorch.core import token_stats
 from infotorch.losses import EntropyHistory, Recipe, TokenBatch, corridor_penalty, epo, phase_weight
@@ -90,7 +90,7 @@ def check_official(case) -> None:
         "total_steps": 150,
         "step": p["epoch"],
     }
-    aggregation = VERL_MODES[p["agg"]]
+    aggregation = OLD_VERL_MODES[p["agg"]]
     clip = {"clip_low": p["clip_low"], "clip_high": p["clip_high"], "dual_clip": p["clip_c"]}
     recipe = Recipe(
         {"name": "ppo", **clip, "log_ratio_bound": None},

@@ -70,5 +70,5 @@ def check_edge(case) -> None:
 
 CHECKS = {
     r"fork_\d+_rho[\d.]+": check_fork,
-    r"ties|empty_mask|single_token|rho_zero": check_edge,
+    r"ties|empty_mask|single_token|rho_[a-z]+": check_edge,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from helpers import dispatch
+from torch.nn.functional import pad
 
 from infotorch.core import token_stats
 from infotorch.losses import TokenBatch, entropy_sft, tea
@@ -28,21 +29,21 @@ def check_sft(case) -> None:
     assert stats.log_probs is not None
     batch = TokenBatch(log_probs=stats.log_probs, entropy=stats.entropy, mask=mask, num_tokens=p["num_items_in_batch"])
     out = entropy_sft(batch, ratio=p["token_ratio"], coef=p["entropy_coef"])
-    surplus = -stats.log_probs - p["entropy_coef"] * stats.entropy
+    surplus = (-stats.log_probs - p["entropy_coef"] * stats.entropy).detach()
     for name, value in {"ce": -stats.log_probs, "entropy": stats.entropy, "delta": surplus}.items():
-        # Whatever the file holds at ignored labels is not compared.
-        case.close(name, torch.where(mask, value.detach(), case.out(name)), **FLOAT64)
-    chosen = entropy_sft(batch.replace(log_probs=stats.log_probs.detach() - 1.0), **options_at_shift(p)).per_token != 0
-    assert torch.equal(chosen, case.out("selected").bool())
+        case.close(name, value, where=mask, **FLOAT64)  # whatever the file holds at ignored labels is not compared
+    grad, at_labels = torch.autograd.grad(out.loss, [logits, stats.log_probs])
+    chosen, expected = at_labels != 0, case.out("selected").bool()
     assert int(chosen.sum()) == int(case.out("k"))
-    case.close("loss", out.loss, **FLOAT64)
-    (grad,) = torch.autograd.grad(out.loss, logits)
-    case.close("grad_logits", grad, **FLOAT64)
-
-
-def options_at_shift(p) -> dict:
-    """A common shift of log-probabilities ranks alike and leaves no token at a loss of 0."""
-    return {"ratio": p["token_ratio"], "coef": p["entropy_coef"]}
+    # Which of the tokens that tie with the last one theirs takes is arbitrary; ours takes those of lowest index.
+    tied = mask & (surplus == surplus[expected].min())
+    free = tied if (tied & ~expected).any() else torch.zeros_like(tied)
+    assert torch.equal(chosen[~free], expected[~free])
+    if (chosen == expected).all() or len(stats.log_probs[free].unique()) == 1:
+        case.close("loss", out.loss, **FLOAT64)
+    case.seen.add("loss")
+    rows = pad(~free, (0, 1), value=True).unsqueeze(-1)  # the last position predicts nothing
+    case.close("grad_logits", grad, where=rows, **FLOAT64)
 
 
 def check_tea(case) -> None:
@@ -51,25 +52,27 @@ def check_tea(case) -> None:
     assert p["agg"] == "token-mean"
     assert p["softmax_over"].endswith("per sequence")
     mask = case.inputs["mask"].bool()
-    options = {"scale": p["cov_alpha"], "cap": p["clip_cov_ub"]}
     found = {}
     for detach in (False, True):
-        leaves = {
-            k: case.inputs[n].clone().requires_grad_() for k, n in (("log_probs", "logp"), ("entropy", "entropy"))
-        }
-        batch = TokenBatch(**leaves, mask=mask, advantages=case.inputs["advantages"])
-        out = tea(batch, detach=detach, **options)
-        grads = torch.autograd.grad(out.loss, list(leaves.values()), allow_unused=True)
-        found[detach] = (out, [torch.zeros_like(case.inputs["logp"]) if g is None else -g for g in grads])
-    official = bool(p["detach_coeff"])
-    out, (grad_logp, grad_entropy) = found[official]
-    case.close("entropy_bonus", -out.loss, **COUNT_PLUS_1E8)
-    case.close("coeff_mean", out.metrics["tea_weight"], **COUNT_PLUS_1E8)
-    entropy = torch.where(mask, case.inputs["entropy"], 1.0)
-    weights = torch.where(mask, -out.per_token.detach() / entropy, case.out("coeff"))
-    case.close("coeff", weights, **COUNT_PLUS_1E8)
-    case.close("grad_logp", grad_logp, **COUNT_PLUS_1E8)
-    case.close("grad_entropy", grad_entropy, **COUNT_PLUS_1E8)
+        leaves = [case.inputs[name].clone().requires_grad_() for name in ("logp", "entropy")]
+        batch = TokenBatch(log_probs=leaves[0], entropy=leaves[1], mask=mask, advantages=case.inputs["advantages"])
+        out = tea(batch, detach=detach, scale=p["cov_alpha"], cap=p["clip_cov_ub"])
+        grads = torch.autograd.grad(out.loss, leaves, allow_unused=True)
+        found[detach] = (out, [torch.zeros_like(leaves[0]) if g is None else -g for g in grads])
+    out, (grad_logp, grad_entropy) = found[bool(p["detach_coeff"])]
     _, (none, plain) = found[True]
-    case.close("grad_entropy_if_coeff_detached", plain, **COUNT_PLUS_1E8)
     assert not none.any()
+    values = {
+        "entropy_bonus": -out.loss,
+        "coeff_mean": out.metrics["tea_weight"],
+        "coeff": plain * mask.sum(),  # without a gradient through them the weights are the entropy's gradient
+        "grad_logp": grad_logp,
+        "grad_entropy": grad_entropy,
+        "grad_entropy_if_coeff_detached": plain,
+    }
+    # Deviation: a row without tokens is NaN there, and so are the sums over all rows.
+    assert mask.any(1).all() or not values["coeff"][~mask.any(1)].any()
+    for name, value in values.items():
+        known = ~case.outputs[name].isnan()
+        assert known.all() or not mask.any(1).all()
+        case.close(name, value, where=known, **COUNT_PLUS_1E8)

@@ -23,6 +23,11 @@ def nucleus_entropy(logits: Tensor, **options) -> Tensor:
     return found
 
 
+def cancellation(logits: Tensor) -> dict[str, float]:
+    """Tolerance of the code's full entropies: the difference of two numbers as large as the logits."""
+    return {**FLOAT32, "atol": max(FLOAT32["atol"], 4 * torch.finfo(logits.dtype).eps * float(logits.abs().max()))}
+
+
 def check_siren(case) -> None:
     case.allow_params("p", "topk", "tau", "anchor", "entropy_coeff", "agg")
     p = case.params
@@ -32,7 +37,7 @@ def check_siren(case) -> None:
     entropy = nucleus_entropy(logits, mask=mask, top_p=p["p"], top_k=p["topk"], include_crossing=False)
     case.close("nucleus_entropy", entropy, **FLOAT32)
     full = torch.where(mask, token_stats(logits.detach()).entropy, case.out("full_entropy"))
-    case.close("full_entropy", full, **FLOAT32)
+    case.close("full_entropy", full, **cancellation(case.inputs["logits"]))
 
     peaks = peak_mask(entropy, mask, ratio=p["tau"])
     assert torch.equal(peaks, case.out("peak_mask"))
@@ -45,7 +50,12 @@ def check_siren(case) -> None:
     options = {"mask_ratio": p["tau"], "target": p["anchor"], "coef": p["entropy_coeff"], "count_empty_rows": True}
     out = siren(batch, **options)
     case.close("mean_peak_entropy", out.metrics["regularized_entropy"], **FLOAT32)
-    case.close("reg_loss", out.loss, **FLOAT32)
+    if case.empty:
+        # Stated deviation: a batch without a token is 0, there the squared anchor.
+        case.out("reg_loss")
+        assert out.loss == 0
+    else:
+        case.close("reg_loss", out.loss, **FLOAT32)
     (grad,) = torch.autograd.grad(out.loss, logits)
     case.close("grad_logits", grad, rtol=1e-5, atol=1e-7)
 
@@ -55,7 +65,7 @@ def check_nucleus(case) -> None:
     logits, p = case.inputs["logits"], case.params["p"]
     case.close("entropy_official", nucleus_entropy(logits, top_p=p, include_crossing=False), **FLOAT32)
     case.close("entropy_standard_top_p", nucleus_entropy(logits.double(), top_p=p), rtol=1e-8, atol=1e-8)
-    case.close("entropy_full", token_stats(logits).entropy, **FLOAT32)
+    case.close("entropy_full", token_stats(logits).entropy, **cancellation(logits))
 
 
 def check_aggregation(case) -> None:
@@ -67,7 +77,7 @@ def check_aggregation(case) -> None:
 
 
 CHECKS = {
-    r"siren_\d+": check_siren,
+    r"siren_\w+": check_siren,
     r"nucleus_rules": check_nucleus,
     r"agg_loss_variants": check_aggregation,
 }

@@ -218,3 +218,47 @@ def test_metrics_are_detached_scalars(name: str) -> None:
     for key, value in out.metrics.items():
         assert value.shape == (), key
         assert not value.requires_grad, key
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "accepted"),
+    [
+        ("canon", "mu", 1.5, r"\[0, 1\]"),
+        ("canon", "alpha", float("nan"), r"\(-inf, inf\)"),
+        ("canon", "warmup", 150, r"\[0, 150\)"),
+        ("copo", "slope", -1.0, r"\[0, inf\]"),
+        ("copo", "midpoint", -1.0, r"\[0, inf\]"),
+        ("dr_bot", "keep", 1.5, r"\[0, 1\]"),
+        ("self_imitation", "warmup", -1, r"\[0, inf\]"),
+        ("tool_reward", "decay", 0, r"\[1, inf\]"),
+        ("ear", "beta", 0.0, r"\(0, inf\]"),
+        ("ear", "y_min", 1.5, r"\[-inf, 1\]"),
+        ("pear", "score", 0.0, r"\(0, 1\]"),
+        ("pear", "floor", 2.0, r"\[-inf, 1\]"),
+        ("ares", "quantile", 95.0, r"\[0, 1\]"),
+        ("ares", "alpha", -1.0, r"\[0, 2\]"),
+        ("ares_kl", "coef", -0.1, r"\[0, inf\]"),
+        ("ares_kl", "target", 0.0, r"\(0, inf\]"),
+        ("entropy_sft", "ratio", 1.5, r"\[0, 1\]"),
+        ("tea", "cap", 0.0, r"\(0, inf\]"),
+        ("overlong", "factor", -1.0, r"\[0, inf\]"),
+        ("forking_tokens", "ratio", -0.1, r"\[0, 1\]"),
+        ("forking_tokens", "threshold", float("nan"), r"\[-inf, inf\]"),
+    ],
+)
+def test_options_out_of_range_name_the_range(name: str, option: str, value: float, accepted: str) -> None:
+    with pytest.raises(ValueError, match=f"{option}: expected a number in {accepted}, got"):
+        losses.build({"name": name, **registry.info(name).example, option: value})(make(fields()))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"), [("ares", "targets", (1.0, 2.0)), ("ares_kl", "betas", (1.0, 2.0))]
+)
+def test_numbers_per_difficulty_are_three(name: str, option: str, value: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"{option}: expected one number, or three .*, got shape \(2,\)"):
+        losses.build({"name": name, option: value})
+
+
+def test_unknown_option_of_the_replay_buffer() -> None:
+    with pytest.raises(ValueError, match=r"buffer: expected one of size, .* got 'sice' \(did you mean 'size'\?\)"):
+        losses.build({"name": "self_imitation", "buffer": {"sice": 4}})

@@ -284,6 +284,14 @@ def test_masked_quantile_against_torch(batch, q):
     assert masked_quantile(x, one, q) == x[0, 2]
 
 
+@pytest.mark.parametrize("q", [0.6, 0.7, 0.8, 0.9])
+def test_masked_quantile_that_should_be_an_entry_is_torchs_to_the_last_bit(q):
+    x = torch.rand(201, generator=torch.Generator().manual_seed(0))
+    for n in (11, 21, 31, 101, 201):
+        every = torch.ones(n, dtype=torch.bool)
+        assert masked_quantile(x[:n], every, q) == torch.quantile(x[:n], q)
+
+
 def test_masked_quantile_among_infinities():
     x, every = torch.tensor([INF, 1.0, 2.0, -INF]), torch.ones(4, dtype=torch.bool)
     assert [masked_quantile(x, every, q).item() for q in (0.0, 0.5, 1.0)] == [-INF, 1.5, INF]

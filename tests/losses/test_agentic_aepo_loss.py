@@ -25,6 +25,13 @@ def gradient(batch: TokenBatch, **options) -> list[float]:
     return torch.autograd.grad(out.loss, batch.log_probs)[0].squeeze(0).tolist()
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 2.3])
+def test_equal_entropies_do_not_deviate(value: float) -> None:
+    """Rounding leaves something of their mean, which is no deviation to be divided by."""
+    for n in range(1, 40):
+        assert not entropy_zscore(torch.full((1, n), value), torch.ones(1, n, dtype=torch.bool)).any()
+
+
 RATIOS = (0.5, 1.1, 1.5, 0.5, 1.1, 1.5, 9.0)
 ADVANTAGES = (2.0, 2.0, 2.0, -2.0, -2.0, -2.0, -2.0)
 

@@ -93,6 +93,13 @@ def test_cap_on_an_outlier() -> None:
     torch.testing.assert_close(weights[0, 2], torch.tensor(5.0, dtype=torch.float64))
 
 
+def test_the_softmax_of_a_single_token_has_no_gradient() -> None:
+    mask = torch.arange(6).expand(3, 6) == 0
+    log_probs = batch().log_probs.requires_grad_()
+    loss = tea(batch(log_probs=log_probs, mask=mask), detach=False, cap=100.0).loss
+    assert not torch.autograd.grad(loss, log_probs)[0].any()
+
+
 @pytest.mark.parametrize(
     ("function", "options"),
     [

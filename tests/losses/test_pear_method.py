@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
-from infotorch.losses import PEAR, TokenBatch, closing_span, pear_reward
+from infotorch.losses import PEAR, TokenBatch, closing_span, pear_reward, recipe
 
 
 def batch(tokens: list[list[int]], entropy: list[list[float]], lengths: list[int] | None = None, **more) -> TokenBatch:
@@ -86,6 +88,17 @@ def test_metrics_of_the_module() -> None:
         "pear_no_mark": 0.5,
         "pear_below_wrong": 0.5,
     }
+
+
+def test_warns_once_of_correct_answers_below_wrong_ones() -> None:
+    rows = batch([[5, 6]], [[3.0, 3.0]], group=torch.zeros(1, dtype=torch.long))
+    method = recipe("pear", think_end=9)
+    with pytest.warns(UserWarning, match="some correct answers score below a wrong one"):
+        assert not method.prepare(rows).advantages.any(), "a group of one teaches nothing"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.prepare(rows)
+        recipe("pear", think_end=9, floor=0.0).prepare(rows)
 
 
 @pytest.mark.parametrize(("option", "value"), [("score", 0.0), ("score", 1.5), ("wrong", 1.0), ("wrong", -0.1)])

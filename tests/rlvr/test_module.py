@@ -318,3 +318,18 @@ def test_errors():
     del headless.base_model
     with pytest.raises(ValueError, match="fused_head"):
         response_stats(headless, responses, fused_head=True)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    path = tmp_path / "run.ckpt"
+    fit(module("clip_cov"), 1).save_checkpoint(path)
+    for other in (named_recipe("clip_cov", ratio=0.1), "kl_cov"):
+        with pytest.raises((ValueError, RuntimeError), match="it cannot continue"):
+            fit(module(other), 2, ckpt_path=path)
+
+
+def test_a_part_whose_field_no_task_fills_is_refused():
+    with pytest.raises(ValueError, match=r"tool_reward needs TokenBatch\.extras\.tool_turns, which is missing"):
+        fit(module(Recipe("ppo", advantage="grpo", rewards=["tool_reward"])), 1)
+    with pytest.raises(ValueError, match=r"policy: expected one part, got 2"):
+        module({"policy": ["ppo", "copo"], "advantage": "grpo"})
