@@ -189,6 +189,8 @@ def arbitrary_entropy(
     check_range("alpha", alpha, 0.0)
     check_range("fraction", fraction, 0.0, 1.0)
     check_range("replaced", replaced, 0.0, 1.0)
+    check_range("threshold", threshold)
+    check_range("margin", margin)
     check_clip(clip_low, clip_high)
     batch.require("arbitrary_entropy", "rewards")
     assert batch.rewards is not None
@@ -210,15 +212,7 @@ class ArbitraryEntropy(Part, name="arbitrary_entropy"):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.chosen = self.settings
-        chosen = self.chosen
-        self.controller = EntropyTargetController(
-            chosen["target"],
-            low=chosen["temperature_low"],
-            high=chosen["temperature_high"],
-            schedule=chosen["schedule"],
-            momentum=chosen["momentum"],
-            estimate=chosen["estimate"],
-        )
+        self.controller = EntropyTargetController.of_part(self.chosen)
         self.temperature: float | None = None
 
     @property

@@ -142,6 +142,9 @@ def bapo_bounds(
     check_range("high_max", high_max, high)
     for name, value in (("low_step", low_step), ("high_step", high_step), ("eps", eps)):
         check_range(name, value, 0.0)
+    for name, step, way in (("low_step", low_step, low_max - low), ("high_step", high_step, high_max - high)):
+        if step > 0:  # all bounds are evaluated at once
+            check_range(name, step, way / 1e5)
     if negative_cap is not None:
         check_range("negative_cap", negative_cap, 0.0, low_open=True)
     # In float64, so that a sum over ranks or in another order chooses the same bounds.

@@ -47,13 +47,12 @@ def cispo(
     batch.require("cispo", "advantages")
     check_clip(clip_low, clip_high)
     assert batch.advantages is not None
-    log_ratio = bounded(batch.log_ratio.detach(), log_ratio_bound)
-    ratio = log_ratio.exp()
+    ratio = bounded(batch.log_ratio.detach(), log_ratio_bound).exp()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
     per_token = batch.log_probs * (weight * -batch.advantages)
     metrics = {
         "clip_fraction": masked_share(weight != ratio, batch.mask, per_token.dtype),
-        "approx_kl": approx_kl(batch, log_ratio),
+        "approx_kl": approx_kl(batch),
     }
     return reduce_loss(batch, per_token, aggregation, metrics)
 

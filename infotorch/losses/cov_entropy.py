@@ -116,7 +116,8 @@ def clip_cov(
         Loss and the metrics ``selected_fraction``, ``covariance``, ``approx_kl``.
 
     Raises:
-        ValueError: Missing advantages, ``ratio`` outside ``[0, 1]``, a negative clip width, unknown scope.
+        ValueError: Missing advantages, ``ratio`` outside ``[0, 1]``, a window that is none, a negative clip width,
+            unknown scope.
 
     Reference: G. Cui et al., 2025, arXiv:2505.22617.
 
@@ -127,6 +128,8 @@ def clip_cov(
     """
     batch.require("clip_cov", "advantages")
     check_range("ratio", ratio, 0.0, 1.0)
+    check_range("lower", lower)
+    check_range("upper", upper, lower)
     check_clip(clip_low, clip_high)
     assert batch.advantages is not None
     log_ratio = bounded(batch.log_ratio, log_ratio_bound)

@@ -220,6 +220,7 @@ def empg_advantage(
     """
     batch.require("empg", "rewards", "group", "sampling_entropy", "turn")
     check_choice("scale", scale, ("group", "none"))
+    check_range("group_eps", group_eps, 0.0)
     values = _trajectory_advantages(batch, scale=scale, eps=group_eps, singleton=singleton)
     steps = empg_steps(
         batch.replace(advantages=values),

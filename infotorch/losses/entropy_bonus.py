@@ -35,7 +35,7 @@ def entropy_bonus(
         aggregation: How tokens become a scalar (verl: that of the policy loss; TRL: always token-mean).
 
     Raises:
-        ValueError: ``entropy`` is missing.
+        ValueError: ``entropy`` is missing, a negative ``coef``.
 
     Reference: R. J. Williams and J. Peng, 1991.
 
@@ -45,6 +45,8 @@ def entropy_bonus(
     tensor(-1.)
     """
     batch.require("entropy_bonus", "entropy")
+    if not isinstance(coef, Tensor):
+        check_range("coef", coef, 0.0)
     assert batch.entropy is not None
     metrics = {"entropy": masked_mean(batch.entropy, batch.mask)}
     return aggregate_loss(batch, -coef * batch.entropy, aggregation, metrics)
@@ -91,10 +93,16 @@ def adaptive_entropy_bonus(
     >>> adaptive_entropy_bonus(batch, initial=0.5).loss
     tensor(-0.5000)
     """
+    _check_controller(initial, target, delta, low, high)
+    return entropy_bonus(batch, coef=initial, aggregation=aggregation)
+
+
+def _check_controller(initial: float, target: float, delta: float, low: float, high: float) -> None:
     check_range("delta", delta, 0.0)
     check_range("target", target, 0.0)
+    check_range("low", low, 0.0)
+    check_range("high", high, low)
     check_range("initial", initial, low, high)
-    return entropy_bonus(batch, coef=initial, aggregation=aggregation)
 
 
 class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
@@ -109,7 +117,7 @@ class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
         self.target, self.delta = defaults["target"], defaults["delta"]
         self.low, self.high = defaults["low"], defaults["high"]
         self.aggregation = defaults["aggregation"]
-        check_range("initial", defaults["initial"], self.low, self.high)
+        _check_controller(defaults["initial"], self.target, self.delta, self.low, self.high)
         self.register_buffer("coef", torch.tensor(float(defaults["initial"])))
         self.register_buffer("last_entropy", torch.tensor(float("inf")))
         self.window = StepMean()

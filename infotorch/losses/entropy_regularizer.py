@@ -75,7 +75,8 @@ def _row_means(
 def _check_options(options: Mapping[str, Any]) -> None:
     """Raise for options that nothing can mean; those that are not there are left alone."""
     choices = {"mode": MODES, "kind": KINDS, "mask": ("all", "peak"), "scope": SCOPES}
-    ranges = {"mask_ratio": (0.0, 1.0), "coef": (0.0,), "dual_lr": (0.0,), "max_coef": (0.0,), "top_k": (1,)}
+    ranges = {"mask_ratio": (0.0, 1.0), "top_k": (1,)}
+    ranges |= dict.fromkeys(("coef", "target", "dual_lr", "max_coef"), (0.0,))
     for name, accepted in choices.items():
         check_choice(name, options[name], accepted)
     for name, bounds in ranges.items():
@@ -153,6 +154,7 @@ def entropy_regularizer(
     tensor(0.2500)
     """
     numbers = {"mask_ratio": mask_ratio, "coef": coef, "dual_lr": dual_lr, "max_coef": max_coef, "top_k": top_k}
+    numbers["target"] = target
     _check_options({"mode": mode, "kind": kind, "mask": mask, "scope": scope, "top_p": top_p, **numbers})
     batch.require("entropy_regularizer", KINDS[kind])
     entropy, kept, total, rows = _row_means(batch, kind, mask, mask_ratio, count_empty_rows)

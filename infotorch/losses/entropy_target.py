@@ -12,6 +12,8 @@ Reference:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +154,16 @@ class EntropyTargetController(nn.Module):
                     stacklevel=2,
                 )
         return found
+
+    @classmethod
+    def of_part(cls, settings: Mapping[str, Any], **fixed: Any) -> EntropyTargetController:
+        """The controller that a part's options describe, under the names which they have there."""
+        check_range("temperature_low", settings["temperature_low"], 0.0, 1.0, low_open=True)
+        check_range("temperature_high", settings["temperature_high"], 1.0, float("inf"), high_open=True)
+        rest = {name: settings[name] for name in ("schedule", "momentum", "estimate") if name in settings}
+        return cls(
+            settings["target"], low=settings["temperature_low"], high=settings["temperature_high"], **rest, **fixed
+        )
 
     def extra_repr(self) -> str:
         """Target and range."""

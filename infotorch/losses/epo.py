@@ -202,8 +202,9 @@ def epo(
     batch.require("epo", "entropy")
     check_choice("mask_mode", mask_mode, MASK_MODES)
     check_choice("scope", scope, SCOPES)
-    for name, value in (("coef", coef), ("alpha", alpha), ("min_ref", min_ref)):
-        check_range(name, value, 0.0)
+    for name, value in (("coef", coef), ("alpha", alpha), ("min_ref", min_ref), ("min_turn", min_turn)):
+        if value is not None:
+            check_range(name, value, 0.0)
     assert batch.entropy is not None
     whole = aggregation == "trajectory"
     turns = turns_of(batch) if whole or mask_mode == "seq" else None
@@ -239,8 +240,9 @@ def _reference(batch: TokenBatch, reference: float | Tensor | None, min_ref: flo
     if given.ndim == 1:
         batch.require("epo", "turn")
         assert batch.turn is not None
-        known = (batch.turn >= 0) & (batch.turn < given.numel())
-        given = torch.where(known, given[batch.turn.clamp(0, given.numel() - 1)], torch.nan)
+        turns = given.numel()  # none before the first rollout batch
+        seen = torch.where((batch.turn >= 0) & (batch.turn < turns), batch.turn, turns)
+        given = torch.nn.functional.pad(given, (0, 1), value=torch.nan)[seen]
     return given.expand_as(batch.mask).clamp(min=min_ref)  # NaN stays
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from infotorch.core._checks import check_choice
+from infotorch.core._checks import check_choice, check_range
 from infotorch.core.reduce import masked_mean, masked_sum
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
 from infotorch.losses.ppo import AggregationLike, aggregate_loss
@@ -77,7 +77,7 @@ def kl_regularizer(
         aggregation: How tokens become a scalar.
 
     Raises:
-        ValueError: ``ref_log_probs`` is missing, the kind is unknown.
+        ValueError: ``ref_log_probs`` is missing, the kind is unknown, a negative ``coef``.
 
     Reference: J. Schulman, 2020.
 
@@ -88,6 +88,7 @@ def kl_regularizer(
     tensor(0.5000)
     """
     batch.require("kl", "ref_log_probs")
+    check_range("coef", coef, 0.0)
     assert batch.ref_log_probs is not None
     kl = kl_estimate(batch.log_probs, batch.ref_log_probs, kind, clamp=clamp)
     return aggregate_loss(batch, coef * kl, aggregation, {"kl": masked_mean(kl, batch.mask)})
@@ -107,7 +108,7 @@ def kl_reward(batch: TokenBatch, *, coef: float = 0.001, kind: str = "k1", clamp
         Rewards, shape ``(B,)``.
 
     Raises:
-        ValueError: ``rewards`` or ``ref_log_probs`` is missing.
+        ValueError: ``rewards`` or ``ref_log_probs`` is missing, the kind is unknown, a negative ``coef``.
 
     Reference: J. Schulman, 2020.
 
@@ -118,6 +119,7 @@ def kl_reward(batch: TokenBatch, *, coef: float = 0.001, kind: str = "k1", clamp
     tensor([0.8000])
     """
     batch.require("kl_reward", "rewards", "ref_log_probs")
+    check_range("coef", coef, 0.0)
     assert batch.rewards is not None
     assert batch.ref_log_probs is not None
     assert batch.old_log_probs is not None

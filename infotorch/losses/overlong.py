@@ -34,11 +34,10 @@ def overlong_reward(batch: TokenBatch, *, max_length: int = 20480, buffer: int =
         Rewards, shape ``(B,)``.
 
     Raises:
-        ValueError: ``rewards`` is missing, ``buffer`` outside ``[1, max_length]``, a negative ``factor``.
+        ValueError: ``rewards`` is missing, ``max_length`` below 1, ``buffer`` outside ``[1, max_length]``, a negative
+            ``factor``.
 
     Reference: Q. Yu et al., 2025, arXiv:2503.14476.
-
-    Deviations: beyond ``max_length`` the penalty stays at ``factor``, as in the paper (released code: it rises on).
 
     >>> import torch
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 9), mask=torch.ones(1, 9, dtype=torch.bool),
@@ -47,6 +46,7 @@ def overlong_reward(batch: TokenBatch, *, max_length: int = 20480, buffer: int =
     tensor([0.2500])
     """
     batch.require("overlong", "rewards")
+    check_range("max_length", max_length, 1)
     check_range("buffer", buffer, 1, max_length)
     check_range("factor", factor, 0.0)
     assert batch.rewards is not None

@@ -64,13 +64,12 @@ def aggregate_loss(
     return LossOutput(loss, per_token, {k: v.detach() for k, v in (metrics or {}).items()})
 
 
-def approx_kl(batch: TokenBatch, log_ratio: Tensor | None = None) -> Tensor:
+def approx_kl(batch: TokenBatch) -> Tensor:
     """Mean of ``old_log_probs - log_probs``, Schulman's first estimate of the divergence; no gradient.
 
-    ``log_ratio``: bounded log-ratios that stand for the batch's own, ``(B, T)``, 0 outside the mask as they are.
+    Each difference counts within +-20, as in verl: one token that has become impossible is not the mean of all.
     """
-    found = batch.log_ratio if log_ratio is None else log_ratio
-    return -found.detach().sum() / batch.mask.sum().clamp(min=1)
+    return -batch.log_ratio.detach().clamp(-20, 20).sum() / batch.mask.sum().clamp(min=1)  # 0 outside the mask already
 
 
 def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None) -> None:
@@ -81,8 +80,16 @@ def check_clip(clip_low: float, clip_high: float, dual_clip: float | None = None
         check_range("dual_clip", dual_clip, 1.0, low_open=True)
 
 
+def check_bounds(log_ratio_bound: float | None, ratio_cap: float | None = None) -> None:
+    """Raise for bounds that are not positive."""
+    for name, value in (("log_ratio_bound", log_ratio_bound), ("ratio_cap", ratio_cap)):
+        if value is not None:
+            check_range(name, value, 0.0, low_open=True)
+
+
 def bounded(log_ratio: Tensor, bound: float | None) -> Tensor:
     """Clamp log-ratios to ``+-bound``; beyond it the ratio is constant and sends no gradient."""
+    check_bounds(bound)
     return log_ratio if bound is None else log_ratio.clamp(-bound, bound)
 
 
@@ -139,7 +146,7 @@ def clipped_surrogate(
         "clip_fraction": masked_share(silenced, batch.mask, loss.dtype),
         "clip_fraction_lower": lower,
         "clip_region": region,
-        "approx_kl": approx_kl(batch, log_ratio),
+        "approx_kl": approx_kl(batch),
     }
 
 
@@ -174,7 +181,7 @@ def ppo(
         Loss and the metrics ``clip_fraction``, ``clip_fraction_lower``, ``clip_region``, ``approx_kl``.
 
     Raises:
-        ValueError: Missing advantages, a negative clip width, ``dual_clip <= 1``.
+        ValueError: Missing advantages, a negative clip width, ``dual_clip <= 1``, a bound that is not positive.
 
     Reference: J. Schulman et al., 2017, arXiv:1707.06347; D. Ye et al., 2019, arXiv:1912.09729.
 
@@ -188,6 +195,7 @@ def ppo(
     """
     batch.require("ppo", "advantages")
     check_clip(clip_low, clip_high, dual_clip)
+    check_bounds(log_ratio_bound, ratio_cap)
     per_token, metrics = clipped_surrogate(
         bounded(batch.log_ratio, log_ratio_bound),
         batch,
@@ -240,6 +248,7 @@ def gspo(
     """
     batch.require("gspo", "advantages")
     check_clip(clip_low, clip_high)
+    check_bounds(log_ratio_bound, ratio_cap)
     check_choice("form", form, ("token", "sequence"))
     log_ratio = batch.log_ratio
     of_mean = log_ratio.detach() if form == "token" else log_ratio
@@ -249,7 +258,6 @@ def gspo(
     if log_ratio_bound is not None:
         mean = mean.clamp(max=log_ratio_bound)
     per_token, metrics = clipped_surrogate(mean, batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap)
-    metrics["approx_kl"] = approx_kl(batch)  # of the tokens, not of the sequences' means
     return reduce_loss(batch, per_token, aggregation, metrics)
 
 

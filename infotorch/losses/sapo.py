@@ -49,12 +49,11 @@ def sapo(
     check_range("tau_positive", tau_positive, 0.0, low_open=True)
     check_range("tau_negative", tau_negative, 0.0, low_open=True)
     assert batch.advantages is not None
-    log_ratio = bounded(batch.log_ratio, log_ratio_bound)
-    ratio = log_ratio.exp()
+    ratio = bounded(batch.log_ratio, log_ratio_bound).exp()
     # Filled, not `where` of two numbers, which would round them to float32.
     tau = torch.full_like(ratio, tau_negative, requires_grad=False).masked_fill(batch.advantages > 0, tau_positive)
     per_token = torch.sigmoid(tau * (ratio - 1)) * (batch.advantages * (-4 / tau))
-    return reduce_loss(batch, per_token, aggregation, {"approx_kl": approx_kl(batch, log_ratio)})
+    return reduce_loss(batch, per_token, aggregation, {"approx_kl": approx_kl(batch)})
 
 
 class SAPO(Part, name="sapo"):

@@ -12,6 +12,7 @@ Reference:
 
 Deviations from that code:
     - Without a correct answer the weight is 0 (there: a division by zero).
+    - The logarithm of the ratio is bounded by 20, so that a token that the policy thinks impossible stays finite.
     - The entropy is that of the present batch (there: an estimate from the last update).
 """
 
@@ -68,7 +69,7 @@ def blend_tempered(
     ...                torch.tensor(0.5))
     tensor([[0.2500]])
     """
-    ratio = (tempered_log_probs - old_log_probs).exp()
+    ratio = (tempered_log_probs - old_log_probs).clamp(max=20).exp()
     return (1 - weight) * advantages + weight * correct.unsqueeze(1) * ratio
 
 
@@ -129,6 +130,7 @@ def tempered_advantage(
     )
     check_range("target", target, 0.0)
     check_range("max_gap", max_gap, 0.0)
+    check_range("threshold", threshold)
     check_choice("scope", scope, SCOPES)
     check_choice("schedule", schedule, SCHEDULES)
     check_range("temperature_low", temperature_low, 0.0, 1.0, low_open=True)
@@ -156,14 +158,7 @@ class TemperedAdvantage(Part, name="tempered_advantage"):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        chosen = self.settings
-        self.controller = EntropyTargetController(
-            chosen["target"],
-            low=chosen["temperature_low"],
-            high=chosen["temperature_high"],
-            schedule=chosen["schedule"],
-            momentum=0.0,
-        )
+        self.controller = EntropyTargetController.of_part(self.settings, momentum=0.0)
 
     def auxiliary(self, batch: TokenBatch) -> AuxiliarySampling:
         """The temperature at which to score the ordinary responses once more."""

@@ -106,7 +106,7 @@ def check_clip_cov(case) -> None:
         rank[perm] = torch.arange(len(perm), dtype=torch.float64)
         priorities[candidates] = rank
         every = clip_cov(from_case(case)([]), **{**options, "ratio": 1.0})
-        live = clip_cov(from_case(case)([]), **{**options, "lower": float("inf")})
+        live = clip_cov(from_case(case)([]), **{**options, "lower": float("inf"), "upper": float("inf")})
         dropped = (every.per_token == 0) & (live.per_token != 0)
         assert torch.equal(dropped, candidates & (live.per_token != 0))
     result = differentiate(

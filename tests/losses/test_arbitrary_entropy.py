@@ -287,6 +287,12 @@ def test_at_the_target_it_is_grpos_advantage() -> None:
     assert not torch.equal(tempered_advantage(batch, target=0.4), grpo_advantage(batch))
 
 
+def test_impossible_tokens_stay_finite() -> None:
+    values = fields()
+    batch = make(values, old_log_probs=torch.full_like(values["log_probs"], -800.0))
+    assert tempered_advantage(batch, threshold=0.0).isfinite().all()
+
+
 def test_tempered_log_probabilities_are_asked_for() -> None:
     part = build({"name": "tempered_advantage", "target": 0.5})
     assert part.auxiliary(constant(0.4)) == AuxiliarySampling(1.2, rescore=True)

@@ -182,6 +182,15 @@ def test_turns_without_a_reference_are_free() -> None:
     assert out.metrics["epo_reference"].item() == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("include_current", [False, True])
+def test_before_the_first_rollout_no_turn_has_a_reference(include_current: bool) -> None:
+    """As in a validation before training."""
+    part = EPO(coef=1.0, per_turn=True, include_current=include_current).eval()
+    out = part(batch_of(torch.ones(1, 3), turn=torch.tensor([[0, 1, -1]])))
+    assert out.loss == -1
+    assert out.metrics["epo_penalty"] == 0
+
+
 def test_module_compares_with_past_steps_only() -> None:
     part = EPO(coef=1.0, alpha=0.5, low=0.5, high=1.5, schedule="none")
     now = EPO(coef=1.0, alpha=0.5, low=0.5, high=1.5, schedule="none", include_current=True)
