@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("verl")
 pytest.importorskip("tensordict")
-tiny = importlib.import_module("_tiny_lm")
 
-from tensordict import TensorDict  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
-from verl.utils import tensordict_utils as tu  # noqa: E402
-from verl.utils.profiler import DistProfiler  # noqa: E402
-from verl.workers.config import FSDPActorConfig  # noqa: E402
-from verl.workers.engine.base import BaseEngine  # noqa: E402
 from verl.workers.utils import losses as verl_losses  # noqa: E402
-from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
+from verl_actor import CpuEngine, T, actor_config, make_worker, rollout, sampled, tiny, update  # noqa: E402
 
-from infotorch.core import token_stats  # noqa: E402
 from infotorch.integrations import verl as ours  # noqa: E402
 from infotorch.losses import TokenBatch, recipe, recipe_names  # noqa: E402
 
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
-B, T = 6, 5
-
-
-def actor_config(**options) -> FSDPActorConfig:
-    return FSDPActorConfig(
-        strategy="fsdp",
-        rollout_n=1,
-        ppo_micro_batch_size_per_gpu=2,
-        ppo_mini_batch_size=B,
-        use_dynamic_bsz=False,
-        **options,
-    )
+B = 6
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -151,14 +130,14 @@ def test_advantages_see_the_batch() -> None:
         log_probs=batch["old_log_probs"],
         ref_log_probs=batch["ref_log_prob"],
         mask=mask,
-        rewards=(batch["token_level_rewards"] * mask).sum(1),
+        rewards=batch["token_level_rewards"].sum(1),
         group=torch.arange(B) // 2,
     )
     torch.testing.assert_close(found, recipe("kl_reward", coef=0.5).prepare(record).advantages)
 
 
 def test_absent_entropy_is_loud() -> None:
-    with pytest.raises(ValueError, match=r"entropy_bonus needs TokenBatch\.entropy, which is missing"):
+    with pytest.raises(ValueError, match=r"entropy_bonus needs TokenBatch\.entropy.*calculate_entropy=True"):
         call("infotorch/entropy_bonus", "token-mean", {})
     ours.register("test-bare", {"policy": "ppo"})
     with pytest.raises(ValueError, match="forms no advantages"):
@@ -175,8 +154,7 @@ def test_absent_entropy_is_loud() -> None:
         ("ares_kl", "ares_kl needs TokenBatch"),
     ],
 )
-def test_what_verl_cannot_give_is_loud(monkeypatch, name, message) -> None:
-    monkeypatch.setattr(ours, "_built", {})  # the training worker tells every recipe in use of its steps
+def test_what_verl_cannot_give_is_loud(name, message) -> None:
     with pytest.raises(ValueError, match=message):
         call("infotorch/" + name, "token-mean", {})
 
@@ -190,132 +168,15 @@ def test_options_are_refused_at_registration() -> None:
         ours.current_recipe("infotorch/nothing")
 
 
-# -- verl's ppo_loss and training worker, with a CPU engine: verl's own engines run on CUDA and NPU only ---------------
-
-
-def rollout(seed: int = 0) -> TensorDict:
-    """Four prompts and responses as verl's trainer sends them to the actor."""
-    g = torch.Generator().manual_seed(seed)
-    rows, prompt, response = 4, 3, T
-    ids = torch.randint(2, 20, (rows, prompt + response), generator=g)
-    lengths = torch.tensor([5, 3, 4, 2])
-    mask = torch.arange(response) < lengths[:, None]
-    attention = torch.cat([torch.ones(rows, prompt, dtype=torch.bool), mask], 1).long()
-    position = (attention.cumsum(1) - 1).clamp(min=0)
-    data = TensorDict(
-        {
-            "input_ids": ids,
-            "attention_mask": attention,
-            "response_mask": mask,
-            "position_ids": position,
-            "prompts": ids[:, :prompt],
-            "responses": ids[:, prompt:],
-            "advantages": torch.randn(rows, 1, generator=g).expand(rows, response) * mask,
-            "old_log_probs": torch.zeros(rows, response),
-        },
-        batch_size=[rows],
-    )
-    return data
-
-
-class CpuEngine(BaseEngine):
-    """What verl's FSDP engine does, on one process without sharding: micro-batches of two rows."""
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.module = tiny.model()
-        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1)
-        self.entropy = True
-
-    def train_mode(self, **_):
-        return contextlib.nullcontext()
-
-    eval_mode = train_mode
-
-    def optimizer_zero_grad(self) -> None:
-        self.optimizer.zero_grad()
-
-    def optimizer_step(self) -> float:
-        self.optimizer.step()
-        return 0.0
-
-    def lr_scheduler_step(self) -> float:
-        return 0.1
-
-    def is_mp_src_rank_with_outputs(self) -> bool:
-        return True
-
-    def get_data_parallel_size(self) -> int:
-        return 1
-
-    def get_data_parallel_rank(self) -> int:
-        return 0
-
-    def get_data_parallel_group(self):
-        return torch.distributed.group.WORLD
-
-    def outputs(self, data: TensorDict) -> dict[str, torch.Tensor]:
-        ids, mask = data["input_ids"], data["attention_mask"]
-        stats = [token_stats(self.module(row[None]).logits[0], row.roll(-1)) for row in ids.unbind()]
-        assert len(mask) == len(stats)
-        nest = torch.nested.as_nested_tensor
-        found = {"log_probs": nest([s.log_probs for s in stats], layout=torch.jagged)}
-        if self.entropy:
-            found["entropy"] = nest([s.entropy for s in stats], layout=torch.jagged)
-        return found
-
-    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only: bool = False) -> dict:
-        tu.assign_non_tensor(data, batch_num_tokens=int(data["response_mask"].sum()), dp_size=1)
-        losses = []
-        for part in tu.chunk_tensordict(data, 2):
-            loss, metrics = loss_function(model_output=self.outputs(part), data=part, dp_group=None)
-            loss.backward()
-            losses.append(float(loss.detach()))
-        return {"model_output": {}, "loss": losses, "metrics": metrics}
+# -- verl's ppo_loss and training worker ------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def worker(monkeypatch, tmp_path):
-    module = pytest.importorskip("verl.workers.engine_workers")
+def worker(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    made = object.__new__(module.TrainingWorker)
-    made.engine = CpuEngine()
-    made.engine_config = made.model_config = _Config()
-    made.profiler = DistProfiler(rank=0, config=None)
-    made._postprocess_output = lambda output, **_: tu.get_tensordict({}, {"metrics": output["metrics"]})
-    yield made
+    yield make_worker()
     torch.distributed.destroy_process_group()
-
-
-class _Config:
-    use_dynamic_bsz = use_fused_kernels = forward_only = False
-    max_token_len_per_gpu, micro_batch_size_per_gpu = None, 2
-
-    def get(self, name, default=None):
-        return default
-
-
-def update(worker, loss_mode: str, data: TensorDict, config: FSDPActorConfig, epochs: int = 1) -> torch.Tensor:
-    from functools import partial
-
-    from verl.workers.config.actor import PolicyLossConfig
-
-    object.__setattr__(config, "policy_loss", PolicyLossConfig(loss_mode=loss_mode))
-    worker.loss_fn = partial(verl_losses.ppo_loss, config=config)
-    data = left_right_2_no_padding(data.clone())
-    tu.assign_non_tensor(data, mini_batch_size=4, epochs=epochs, seed=0, global_batch_size=4)
-    worker.train_mini_batch(data)
-    return torch.cat([p.detach().flatten() for p in worker.engine.module.parameters()])
-
-
-def sampled(worker, data: TensorDict, **more: torch.Tensor) -> TensorDict:
-    """With the log-probabilities of the policy as it is."""
-    with torch.no_grad():
-        stats = token_stats(worker.engine.module(data["input_ids"]).logits[:, 2:-1], data["responses"])
-    data["old_log_probs"] = stats.log_probs * data["response_mask"]
-    for name, value in more.items():
-        data[name] = value
-    return data
 
 
 def test_the_actor_path_trains_like_verls_own_loss(worker) -> None:

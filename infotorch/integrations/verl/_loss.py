@@ -1,0 +1,88 @@
+"""What verl calls as a policy loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infotorch.core import Aggregation
+from infotorch.integrations._fields import turns_of
+from infotorch.integrations.verl._checks import check_loss
+from infotorch.integrations.verl._registry import PREFIX, current_recipe
+from infotorch.integrations.verl._side import side, split
+from infotorch.losses import Recipe, TokenBatch
+
+_ROW_EPS = 1e-8  # verl divides a row's sum by its count plus this
+
+
+def policy_loss(
+    full: str,
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """Verl's contract of a policy loss: scalar loss, and metrics as Python numbers with the prefix ``actor/``."""
+    method = current_recipe(full)
+    check_loss(full, method)
+    here = side()
+    fields, extras = split({} if here is None else here.fields)
+    _check_entropy(method, log_prob, fields.get("entropy"))
+    counts = dict(getattr(config, "global_batch_info", None) or {})
+    scale = counts.get("loss_scale_factor")
+    mask = response_mask.bool()
+    batch = TokenBatch(
+        log_probs=log_prob,
+        old_log_probs=old_log_prob,
+        mask=mask,
+        advantages=advantages,
+        rollout_weights=rollout_is_weights,
+        turn=turns_of(mask),
+        num_tokens=counts.get("batch_num_tokens"),
+        num_sequences=counts.get("global_batch_size"),
+        world_size=int(counts.get("dp_size") or 1),
+        extras=extras,
+        **fields,
+    )
+    method.to(log_prob.device)
+    with _aggregated(method, Aggregation(loss_agg_mode, row_eps=_ROW_EPS, length=None if scale is None else float(scale))):
+        out = method(batch)
+    return out.loss, {f"actor/{PREFIX}{name}": float(value) for name, value in out.metrics.items()}
+
+
+def _check_entropy(method: Recipe, log_prob: Tensor, entropy: Tensor | None) -> None:
+    """An entropy that is absent, or through which no gradient flows to a regularizer, would be a loss without it."""
+    for part in (method.policy, *method.regularizers):
+        if "entropy" not in part.info.requires:
+            continue
+        if entropy is None:
+            raise ValueError(
+                f"{part.info.name} needs TokenBatch.entropy, which is missing: set "
+                "actor_rollout_ref.actor.calculate_entropy=True"
+            )
+        trains = part.info.kind == "regularizer" and torch.is_grad_enabled() and log_prob.requires_grad
+        if trains and not entropy.requires_grad:
+            raise ValueError(
+                f"{part.info.name} acts through the gradient of the entropy, and verl's engine gave one without"
+            )
+
+
+@contextmanager
+def _aggregated(method: Recipe, aggregation: Aggregation) -> Iterator[None]:
+    """Verl's aggregation for every part that does not set its own, for one call."""
+    free = [part for part in method.parts() if "aggregation" in part.info.options and "aggregation" not in part.options]
+    for part in free:
+        part.options["aggregation"] = aggregation
+    try:
+        yield
+    finally:
+        for part in free:
+            del part.options["aggregation"]

@@ -1,0 +1,285 @@
+"""Every recipe through verl: the driver's advantages, its batch, and ``ppo_loss``, against the recipe on the record."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+pytest.importorskip("tensordict")
+
+from omegaconf import OmegaConf  # noqa: E402
+from tensordict import TensorDict  # noqa: E402
+from transfer_queue import KVBatchMeta  # noqa: E402
+from verl import DataProto  # noqa: E402
+from verl.trainer.ppo import core_algos, ray_trainer  # noqa: E402
+from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
+from verl.utils import tensordict_utils as tu  # noqa: E402
+from verl.workers.config.actor import PolicyLossConfig  # noqa: E402
+from verl.workers.utils import losses as verl_losses  # noqa: E402
+from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
+from verl_actor import actor_config, make_worker  # noqa: E402
+
+from infotorch.core import Aggregation  # noqa: E402
+from infotorch.integrations import verl as ours  # noqa: E402
+from infotorch.integrations._fields import turns_of  # noqa: E402
+from infotorch.integrations.verl import _advantage, _trainers, _worker  # noqa: E402
+from infotorch.losses import Recipe, TokenBatch, recipe, recipe_names  # noqa: E402
+from infotorch.losses.registry import info, names  # noqa: E402
+
+B, P, T = 8, 3, 6
+LENGTHS = [6, 3, 1, 4, 6, 2, 5, 4]
+UID = list("babcacbc")  # groups of 3, 2 and 3 that no micro-batch holds
+PRED = ["7", "8", "[INVALID]", "5", "8", None, "7", "5"]
+# What verl cannot feed a loss with, and what it cannot form advantages from.
+REFUSED_LOSS = {
+    "arbitrary_entropy": "second sample set or replay",
+    "arbitrary_entropy_repo": "second sample set or replay",
+    "hapo": "temperature for every token",
+    "self_imitation": "second sample set or replay",
+    "siren": "top_p_entropy, which verl's engines do not compute",
+    "spear": "The rest of 'spear' needs no replay",
+}
+REFUSED_ADVANTAGE = {"entropy_sft": "forms no advantages", "tempered_advantage": "a second temperature"}
+TRAINS = [name for name in recipe_names() if name not in REFUSED_LOSS | REFUSED_ADVANTAGE]
+
+
+def options_of(name: str) -> dict:
+    """Options with which a recipe does something on a small batch."""
+    return dict(info(name).example) if name in names() else {}
+
+
+def fields(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    mask = torch.arange(T) < torch.tensor(LENGTHS)[:, None]
+    mask[0, 2] = mask[4, 1] = False  # what a tool wrote
+    old = -torch.rand(B, T, generator=g, dtype=torch.float64) * 2
+    drawn = {
+        "old_log_probs": old,
+        "log_probs": old + 0.3 * torch.randn(B, T, generator=g, dtype=torch.float64),
+        "ref_log_prob": old + 0.2 * torch.randn(B, T, generator=g, dtype=torch.float64),
+        "old_entropy": torch.rand(B, T, generator=g, dtype=torch.float64) * 2,
+        "entropy": torch.rand(B, T, generator=g, dtype=torch.float64) * 2,
+    }
+    drawn = {name: (value * mask).to(dtype) for name, value in drawn.items()}
+    scores = torch.zeros(B, T, dtype=torch.float32)
+    scores[torch.arange(B), torch.tensor(LENGTHS) - 1] = torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 1])
+    tokens = torch.randint(2, 20, (B, T), generator=g)
+    return {**drawn, "mask": mask, "scores": scores, "responses": tokens}
+
+
+def expected(method: Recipe, found: dict[str, torch.Tensor], advantages: torch.Tensor | None = None):
+    """Loss and gradients of the recipe on the plain record, two rows at a time."""
+    mask, turn = found["mask"], turns_of(found["mask"])
+    letters = sorted({answer for answer in PRED if answer not in (None, "[INVALID]")})
+    record = TokenBatch(
+        log_probs=found["old_log_probs"],
+        mask=mask,
+        advantages=advantages,
+        entropy=found["old_entropy"],
+        ref_log_probs=found["ref_log_prob"],
+        rewards=found["scores"].sum(1),
+        group=torch.tensor([ord(uid) for uid in UID]),
+        answer=torch.tensor([letters.index(a) if a in letters else -1 for a in PRED]),
+        tokens=found["responses"],
+        turn=turn,
+        trajectory=torch.arange(B),
+        extras={"tool_turns": turn.amax(1)},
+    )
+    prepared = method.prepare(record)
+    log_probs, entropy = (found[name].clone().requires_grad_() for name in ("log_probs", "entropy"))
+    torch.manual_seed(0)
+    total = torch.zeros(())
+    for rows in torch.arange(B).split(2):
+        part = prepared.select(rows).replace(
+            log_probs=log_probs[rows],
+            entropy=entropy[rows],
+            num_tokens=int(mask.sum()),
+            num_sequences=B,
+        )
+        loss = method(part).loss
+        loss.backward()
+        total = total + loss.detach()
+    return prepared.advantages, total, log_probs.grad, entropy.grad
+
+
+def through_the_older_trainer(found: dict, estimator: str) -> TensorDict:
+    """The batch that verl's older trainer sends to the actor."""
+    prompts = torch.full((B, P), 1)
+    seen = torch.arange(T) < torch.tensor(LENGTHS)[:, None]
+    attention = torch.cat([torch.ones(B, P, dtype=torch.bool), seen], 1).long()
+    batch = {
+        "prompts": prompts,
+        "responses": found["responses"],
+        "input_ids": torch.cat([prompts, found["responses"]], 1),
+        "attention_mask": attention,
+        "position_ids": attention.cumsum(1) - 1,
+        "response_mask": found["mask"].long(),
+        "token_level_rewards": found["scores"],
+        **{name: found[name] for name in ("old_log_probs", "old_entropy", "ref_log_prob")},
+    }
+    others = {"uid": np.array(UID, dtype=object), "pred": np.array(PRED, dtype=object)}
+    data = DataProto.from_dict(batch, non_tensors=others)
+    data = ray_trainer.compute_advantage(data, adv_estimator=estimator, config={})
+    return left_right_2_no_padding(data.to_tensordict())
+
+
+class Queue:
+    """The three calls of verl's transfer queue, in this process."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict] = {}
+        self.tags: dict[str, dict] = {}
+
+    def kv_batch_put(self, keys, partition_id, fields=None, tags=None) -> KVBatchMeta:
+        for i, key in enumerate(keys):
+            row = self.rows.setdefault(key, {})
+            for name in fields.keys() if fields is not None else ():  # noqa: SIM118
+                row[name] = list(fields[name])[i] if not isinstance(fields[name], torch.Tensor) else fields[name][i]
+            self.tags[key] = self.tags.get(key, {}) | (tags[i] if tags else {})
+        names = sorted(self.rows[keys[0]])
+        return KVBatchMeta(
+            keys=list(keys), tags=[self.tags[k] for k in keys], partition_id=partition_id, fields=names, extra_info={}
+        )
+
+    def kv_batch_get(self, keys, partition_id, select_fields=None) -> TensorDict:
+        names = [n for n in select_fields or self.rows[keys[0]] if n in self.rows[keys[0]]]
+        return tu.list_of_dict_to_tensordict([{name: self.rows[key][name] for name in names} for key in keys])
+
+
+PADDING = 2  # rows that verl adds so that a batch divides
+
+
+def fill(queue: Queue, found: dict) -> KVBatchMeta:
+    """What lies in the queue when verl's trainer comes to the advantages."""
+    rows, keys, tags = [], [], []
+    for i in range(B + PADDING):
+        real, n = i < B, LENGTHS[i] if i < B else 1
+        j = i if real else 0
+        row = {
+            "prompts": torch.full((P,), 1),
+            "responses": found["responses"][j, :n],
+            "input_ids": torch.cat([torch.full((P,), 1), found["responses"][j, :n]]),
+            "response_mask": found["mask"][j, :n].long() * real,
+            "rm_scores": found["scores"][j, :n] * real,
+            "old_log_probs": found["old_log_probs"][j, :n],
+            "entropy": found["old_entropy"][j, :n],
+            "ref_log_prob": found["ref_log_prob"][j, :n],
+            "uid": UID[j] if real else "pad0",
+            "extra_fields": {"reward_extra_info": {"pred": PRED[j]}},
+        }
+        rows.append(row)
+        keys.append(f"{row['uid']}_{i}_0")
+        tags.append({"is_padding": not real, "seq_len": P + n})
+    return queue.kv_batch_put(keys, "train", tu.list_of_dict_to_tensordict(rows), tags)
+
+
+def config_of(estimator: str, loss_mode: str):
+    return OmegaConf.create(
+        {
+            "algorithm": {
+                "adv_estimator": estimator,
+                "use_kl_in_reward": False,
+                "gamma": 1.0,
+                "lam": 1.0,
+                "rollout_correction": None,
+            },
+            "actor_rollout_ref": {
+                "rollout": {"n": 3},
+                "actor": {"calculate_entropy": True, "use_kl_loss": True, "policy_loss": {"loss_mode": loss_mode}},
+            },
+        }
+    )
+
+
+def through_the_queue(found: dict, estimator: str, loss_mode: str, monkeypatch, queue=None) -> TensorDict:
+    """The batch that verl's trainer with the transfer queue sends to the actor."""
+    queue = Queue() if queue is None else queue
+    monkeypatch.setattr(trainer_base, "tq", queue)
+    monkeypatch.setattr(_trainers, "_queue", lambda: queue)
+    trainer = object.__new__(trainer_base.PPOTrainer)
+    trainer.config = config_of(estimator, loss_mode)
+    batch = trainer._compute_advantage(fill(queue, found), {})
+    return queue.kv_batch_get(batch.keys, batch.partition_id, batch.fields)
+
+
+def train(data: TensorDict, found: dict, loss_mode: str):
+    """Loss and gradients of verl's ``ppo_loss`` on micro-batches of two rows, after the worker was told of the batch."""
+    config = actor_config()
+    object.__setattr__(config, "policy_loss", PolicyLossConfig(loss_mode=loss_mode))
+    tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(found["mask"].sum()), global_batch_size=B)
+    worker = make_worker()
+    verl_loss = verl_losses.ppo_loss
+    worker.loss_fn = __import__("functools").partial(verl_loss, config=config)
+    method = _worker.recipe_of(worker)
+    _worker.start_rollout(method, data)
+    leaves = {name: found[name].clone().requires_grad_() for name in ("log_probs", "entropy")}
+    torch.manual_seed(0)
+    total = torch.zeros(())
+    for i, part in enumerate(tu.chunk_tensordict(data, len(data) // 2)):
+        output = {}
+        for name, leaf in leaves.items():
+            rows = []
+            for j in (2 * i, 2 * i + 1):  # shifted by one, as a model's outputs are
+                values = leaf[j, : LENGTHS[j]] if j < B else leaf.new_zeros(1)
+                rows.append(torch.cat([values.new_zeros(P - 1), values, values.new_zeros(1)]))
+            output[name] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        loss, metrics = worker.loss_fn(model_output=output, data=part, dp_group=None)
+        assert all(isinstance(metric.values[0], float) for key, metric in metrics.items() if "infotorch" in key)
+        if loss.requires_grad:
+            loss.backward()
+        total = total + loss.detach()
+    return total, *(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves.values())
+
+
+def reference(name: str) -> Recipe:
+    """The recipe with verl's aggregation in every part that sets none."""
+    made = recipe(name, **options_of(name))
+    aggregation = Aggregation("token-mean", row_eps=1e-8)
+    return Recipe.from_dict({**made.to_dict(), "aggregation": aggregation})
+
+
+@pytest.fixture
+def loss_mode_of_the_process():
+    yield _advantage.set_loss_mode
+    _advantage.set_loss_mode(None)
+
+
+@pytest.mark.parametrize("trainer", ["ray", "queue"])
+@pytest.mark.parametrize("name", TRAINS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_recipe_is_the_same_in_verl(name, trainer, monkeypatch, loss_mode_of_the_process) -> None:
+    full = ours.register(f"all-{name}", name, **options_of(name))
+    found = fields(torch.float32)
+    loss_mode_of_the_process(full)
+    advantages, total, log_probs, entropy = expected(reference(name), found)
+    if trainer == "ray":
+        data = through_the_older_trainer(found, full)
+        given = data["advantages"]
+    else:
+        data = through_the_queue(found, full, full, monkeypatch)
+        given = data["advantages"].to_padded_tensor(0.0)[:B]
+    torch.testing.assert_close(given, advantages.float())
+    loss, *grads = train(data, found, full)
+    torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grads[0], log_probs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grads[1], torch.zeros_like(grads[1]) if entropy is None else entropy)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_LOSS))
+def test_what_verl_cannot_train_is_refused_before_anything_starts(name) -> None:
+    full = "infotorch/" + name
+    with pytest.raises(ValueError, match=REFUSED_LOSS[name]):
+        ours.check_config(config_of("grpo", full))
+    with pytest.raises(ValueError, match=REFUSED_LOSS[name]):  # and where nobody checked, at the first loss
+        core_algos.get_policy_loss_fn(full)(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_ADVANTAGE))
+def test_what_forms_no_advantages_in_verl_is_refused(name) -> None:
+    full = "infotorch/" + name
+    with pytest.raises(ValueError, match=REFUSED_ADVANTAGE[name]):
+        ours.check_config(config_of(full, "vanilla"))
+    with pytest.raises(ValueError, match=REFUSED_ADVANTAGE[name]):
+        core_algos.get_adv_estimator_fn(full)(torch.zeros(1, 1), torch.ones(1, 1))
