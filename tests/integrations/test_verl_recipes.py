@@ -14,12 +14,10 @@ from tensordict import TensorDict  # noqa: E402
 from transfer_queue import KVBatchMeta  # noqa: E402
 from verl import DataProto  # noqa: E402
 from verl.trainer.ppo import core_algos, ray_trainer  # noqa: E402
-from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
+from verl.trainer.ppo.v1 import trainer_base, trainer_sync  # noqa: E402
 from verl.utils import tensordict_utils as tu  # noqa: E402
-from verl.workers.config.actor import PolicyLossConfig  # noqa: E402
-from verl.workers.utils import losses as verl_losses  # noqa: E402
 from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
-from verl_actor import actor_config, make_worker  # noqa: E402
+from verl_actor import actor_config, bind_loss, make_worker  # noqa: E402
 
 from infotorch.core import Aggregation  # noqa: E402
 from infotorch.integrations import verl as ours  # noqa: E402
@@ -157,10 +155,11 @@ def fill(queue: Queue, found: dict) -> KVBatchMeta:
     for i in range(B + PADDING):
         real, n = i < B, LENGTHS[i] if i < B else 1
         j = i if real else 0
+        prompt = torch.full((P + i % 2,), 1)
         row = {
-            "prompts": torch.full((P,), 1),
+            "prompts": prompt,
             "responses": found["responses"][j, :n],
-            "input_ids": torch.cat([torch.full((P,), 1), found["responses"][j, :n]]),
+            "input_ids": torch.cat([prompt, found["responses"][j, :n]]),
             "response_mask": found["mask"][j, :n].long() * real,
             "rm_scores": found["scores"][j, :n] * real,
             "old_log_probs": found["old_log_probs"][j, :n],
@@ -198,7 +197,7 @@ def through_the_queue(found: dict, estimator: str, loss_mode: str, monkeypatch, 
     queue = Queue() if queue is None else queue
     monkeypatch.setattr(trainer_base, "tq", queue)
     monkeypatch.setattr(_trainers, "_queue", lambda: queue)
-    trainer = object.__new__(trainer_base.PPOTrainer)
+    trainer = object.__new__(trainer_sync.PPOTrainerSync)
     trainer.config = config_of(estimator, loss_mode)
     batch = trainer._compute_advantage(fill(queue, found), {})
     return queue.kv_batch_get(batch.keys, batch.partition_id, batch.fields)
@@ -206,12 +205,10 @@ def through_the_queue(found: dict, estimator: str, loss_mode: str, monkeypatch, 
 
 def train(data: TensorDict, found: dict, loss_mode: str):
     """Loss and gradients of verl's ``ppo_loss`` on micro-batches of two rows, after the worker was told of the batch."""
-    config = actor_config()
-    object.__setattr__(config, "policy_loss", PolicyLossConfig(loss_mode=loss_mode))
+    config = actor_config(loss_scale_factor=T)
     tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(found["mask"].sum()), global_batch_size=B)
     worker = make_worker()
-    verl_loss = verl_losses.ppo_loss
-    worker.loss_fn = __import__("functools").partial(verl_loss, config=config)
+    bind_loss(worker, loss_mode, config)
     method = _worker.recipe_of(worker)
     _worker.start_rollout(method, data)
     leaves = {name: found[name].clone().requires_grad_() for name in ("log_probs", "entropy")}
@@ -223,7 +220,8 @@ def train(data: TensorDict, found: dict, loss_mode: str):
             rows = []
             for j in (2 * i, 2 * i + 1):  # shifted by one, as a model's outputs are
                 values = leaf[j, : LENGTHS[j]] if j < B else leaf.new_zeros(1)
-                rows.append(torch.cat([values.new_zeros(P - 1), values, values.new_zeros(1)]))
+                before = part["prompts"][j % 2]
+                rows.append(torch.cat([values.new_zeros(len(before) - 1), values, values.new_zeros(1)]))
             output[name] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
         loss, metrics = worker.loss_fn(model_output=output, data=part, dp_group=None)
         assert all(isinstance(metric.values[0], float) for key, metric in metrics.items() if "infotorch" in key)
@@ -235,9 +233,11 @@ def train(data: TensorDict, found: dict, loss_mode: str):
 
 def reference(name: str) -> Recipe:
     """The recipe with verl's aggregation in every part that sets none."""
-    made = recipe(name, **options_of(name))
-    aggregation = Aggregation("token-mean", row_eps=1e-8)
-    return Recipe.from_dict({**made.to_dict(), "aggregation": aggregation})
+    spec = {**recipe(name, **options_of(name)).to_dict(), "aggregation": Aggregation("token-mean", row_eps=1e-8)}
+    for part in (spec["policy"], *spec.get("regularizers", ())):
+        if str(part.get("aggregation")).endswith("-norm"):
+            part["aggregation"] = Aggregation(part["aggregation"], length=T)
+    return Recipe.from_dict(spec)
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from infotorch.core import Aggregation
 from infotorch.integrations._fields import sets_temperatures
 from infotorch.integrations.verl._registry import current_recipe, entry_of, ours
 from infotorch.losses import ON_POLICY, Part, Recipe
+from infotorch.losses.ppo import AggregationLike
 
 _ELSEWHERE = "use infotorch.rlvr.RLVRModule"
 
@@ -27,6 +30,12 @@ def advantage_parts(method: Recipe) -> list[Part]:
 def required(parts: Iterable[Part]) -> set[str]:
     """Optional fields of the record that some part reads."""
     return {name for part in parts for name in part.info.requires}
+
+
+def by_length(aggregation: AggregationLike) -> bool:
+    """Whether sums are divided by the length to which rows are padded, for want of a constant."""
+    found = Aggregation.of(aggregation)
+    return found.mode.endswith("-norm") and found.length is None
 
 
 def check_loss(full: str, method: Recipe) -> None:
@@ -86,6 +95,9 @@ def check_advantage(full: str, method: Recipe) -> None:
 def check_config(config: Any) -> None:
     """Refuse verl's configuration where it names a recipe of ours that cannot train with it.
 
+    Warns:
+        UserWarning: A loss is divided by the length of padded rows.
+
     Raises:
         ValueError: An unknown name, a recipe that verl cannot feed, parts of the two recipes that contradict each
             other, or a setting that leaves a field out; the message says what to set.
@@ -114,6 +126,13 @@ def check_config(config: Any) -> None:
         raise ValueError(
             f"{by} needs a reference policy: set {actor}use_kl_loss=True, with {actor}kl_loss_coef=0 where the recipe "
             "has a KL term of its own"
+        )
+    modes = [part.options.get("aggregation", setting(actor + "loss_agg_mode") or "token-mean") for part in losses]
+    if any(by_length(mode) for mode in modes) and not setting(actor + "loss_scale_factor"):
+        warnings.warn(
+            f"{by} divides by the length to which a micro-batch is padded, which depends on how verl splits the batch: "
+            f"set {actor}loss_scale_factor to a constant",
+            stacklevel=2,
         )
     sampling = {"entropy", "sampling_entropy"} & required([*_early(losses), *formers])
     if sampling and setting("algorithm.rollout_correction.bypass_mode"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from infotorch.core import Aggregation
 from infotorch.integrations._fields import turns_of
-from infotorch.integrations.verl._checks import check_loss
+from infotorch.integrations.verl._checks import by_length, check_loss
 from infotorch.integrations.verl._registry import PREFIX, current_recipe
 from infotorch.integrations.verl._side import side, split
 from infotorch.losses import Recipe, TokenBatch
@@ -53,7 +54,7 @@ def policy_loss(
         **fields,
     )
     method.to(log_prob.device)
-    with _aggregated(method, Aggregation(loss_agg_mode, row_eps=_ROW_EPS, length=None if scale is None else float(scale))):
+    with _aggregated(method, loss_agg_mode, None if scale is None else float(scale)):
         out = method(batch)
     return out.loss, {f"actor/{PREFIX}{name}": float(value) for name, value in out.metrics.items()}
 
@@ -76,13 +77,23 @@ def _check_entropy(method: Recipe, log_prob: Tensor, entropy: Tensor | None) -> 
 
 
 @contextmanager
-def _aggregated(method: Recipe, aggregation: Aggregation) -> Iterator[None]:
-    """Verl's aggregation for every part that does not set its own, for one call."""
-    free = [part for part in method.parts() if "aggregation" in part.info.options and "aggregation" not in part.options]
-    for part in free:
-        part.options["aggregation"] = aggregation
+def _aggregated(method: Recipe, mode: str, scale: float | None) -> Iterator[None]:
+    """Verl's aggregation for every part that does not set its own, for one call, and verl's length for every part."""
+    verls = Aggregation(mode, row_eps=_ROW_EPS, length=scale)
+    changed = []
+    for part in method.parts():
+        if "aggregation" not in part.info.options:
+            continue
+        own = part.options.get("aggregation")
+        if own is not None and (scale is None or not by_length(own)):
+            continue
+        changed.append((part, own))
+        part.options["aggregation"] = verls if own is None else replace(Aggregation.of(own), length=scale)
     try:
         yield
     finally:
-        for part in free:
-            del part.options["aggregation"]
+        for part, own in changed:
+            if own is None:
+                del part.options["aggregation"]
+            else:
+                part.options["aggregation"] = own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from verl.utils.device import get_device_name
+from verl.utils.device import get_device_name, get_torch_device
 
 from infotorch.core import distributed
 from infotorch.integrations._fields import turns_of
@@ -36,7 +36,7 @@ def start_rollout(method: Recipe, data: Any) -> None:
     parts = [part for part in parts if type(part).observe is not Part.observe]
     if not parts:
         return
-    device = torch.device(get_device_name())
+    device = torch.device(get_device_name() if get_torch_device().is_available() else "cpu")
     method.to(device)
     mask = padded(data, "response_mask").bool()
     old = padded(data, "old_log_probs")
