@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,13 @@ class CpuEngine(BaseEngine):
 
     def lr_scheduler_step(self) -> float:
         return 0.1
+
+    def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None, **_) -> None:
+        Path(local_path).mkdir(parents=True, exist_ok=True)
+        torch.save(self.module.state_dict(), Path(local_path) / "model.pt")
+
+    def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=True, **_) -> None:
+        self.module.load_state_dict(torch.load(Path(local_path) / "model.pt", weights_only=True))
 
     def is_mp_src_rank_with_outputs(self) -> bool:
         return True

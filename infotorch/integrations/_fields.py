@@ -90,7 +90,7 @@ def try_out(recipe: Recipe) -> None:
     >>> from infotorch.losses import recipe
     >>> try_out(recipe("clip_cov", ratio=2.0))
     Traceback (most recent call last):
-    ValueError: ratio: expected a number in [0.0, 1.0], got 2.0
+    ValueError: ratio: expected a number in [0, 1], got 2.0
     """
     if any(name.startswith("extras.") for name in recipe.required):
         return

@@ -14,6 +14,7 @@ from verl.workers.utils import losses as verl_losses  # noqa: E402
 from verl_actor import CpuEngine, T, actor_config, make_worker, rollout, sampled, tiny, update  # noqa: E402
 
 from infotorch.integrations import verl as ours  # noqa: E402
+from infotorch.integrations.verl._side import beside  # noqa: E402
 from infotorch.losses import TokenBatch, recipe, recipe_names  # noqa: E402
 
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
@@ -157,6 +158,96 @@ def test_absent_entropy_is_loud() -> None:
 def test_what_verl_cannot_give_is_loud(name, message) -> None:
     with pytest.raises(ValueError, match=message):
         call("infotorch/" + name, "token-mean", {})
+
+
+@pytest.mark.parametrize("name", ["ppo", "clip_cov", "entropy_bonus", "gspo"])
+def test_half_precision_is_computed_in_float32(name) -> None:
+    half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in tensors().items()}
+    entropy = torch.rand(B, T).bfloat16().requires_grad_()
+    leaf = half["log_prob"].requires_grad_()
+    function = core_algos.get_policy_loss_fn("infotorch/" + name)
+    with beside({"entropy": entropy}):
+        torch.manual_seed(0)
+        loss, _ = function(**half, config=actor_config())
+    (grad,) = torch.autograd.grad(loss, leaf)
+    assert loss.dtype == torch.float32
+    assert grad.dtype == torch.bfloat16
+    wide = {key: value.detach().float() if value.is_floating_point() else value for key, value in half.items()}
+    with beside({"entropy": entropy.float()}):
+        torch.manual_seed(0)
+        torch.testing.assert_close(function(**wide, config=actor_config())[0], loss)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["ppo", "clip_cov", "entropy_bonus", "gspo", "copo"])
+def test_a_micro_batch_without_tokens_is_0_with_a_zero_gradient(name, mode) -> None:
+    """Rows that verl adds so that a batch divides hold no valid token."""
+    values = {**tensors(), "response_mask": torch.zeros(B, T, dtype=torch.bool)}
+    values["log_prob"][0, 0] = torch.nan  # what stands in padding may be anything
+    leaf = values["log_prob"].requires_grad_()
+    rows = {f"extra_{key}": torch.zeros(B) for key in ("copo_advantages", "copo_weight", "answer_entropy")}
+    config = actor_config()
+    config.global_batch_info.update(dp_size=2, batch_num_tokens=37, global_batch_size=11)
+    with beside({"entropy": torch.rand(B, T).requires_grad_(), **rows}):
+        loss, _ = core_algos.get_policy_loss_fn("infotorch/" + name)(**values, loss_agg_mode=mode, config=config)
+    (grad,) = torch.autograd.grad(loss, leaf)
+    assert loss == 0
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_an_entropy_without_gradient_is_loud() -> None:
+    values = tensors()
+    values["log_prob"].requires_grad_()
+    function = core_algos.get_policy_loss_fn("infotorch/entropy_bonus")
+    with beside({"entropy": torch.rand(B, T)}), pytest.raises(ValueError, match="gave one without"):
+        function(**values, config=actor_config())
+    with beside({"entropy": torch.rand(B, T)}), torch.no_grad():
+        function(**values, config=actor_config())  # an evaluation
+
+
+@pytest.mark.parametrize("scale", [None, 9.0])
+def test_lengths_of_a_recipes_own_aggregation_are_verls(scale) -> None:
+    """Dr. GRPO divides by a constant; verl pads every micro-batch to another length."""
+    values = tensors()
+    config = actor_config(loss_scale_factor=scale)
+    config.global_batch_info.update(loss_scale_factor=scale)
+    loss, _ = core_algos.get_policy_loss_fn("infotorch/dr_grpo")(**values, config=config)
+    mode = {"mode": "batch-mean-token-sum-norm", "length": scale}
+    fields = {name + "s": values[name] for name in ("log_prob", "old_log_prob")}
+    record = TokenBatch(**fields, mask=values["response_mask"], advantages=values["advantages"])
+    torch.testing.assert_close(loss, recipe("dr_grpo", aggregation=mode)(record).loss)
+    assert ours.current_recipe("infotorch/dr_grpo").policy.options["aggregation"] == "batch-mean-token-sum-norm"
+
+
+def test_the_adaptive_bonus_takes_verls_aggregation(monkeypatch) -> None:
+    full = ours.register("test-adaptive-mode", "adaptive_entropy_bonus", target=9.0, initial=0.5)
+    monkeypatch.setattr(ours.current_recipe(full).regularizers[0], "last_entropy", torch.tensor(0.0))
+    entropy, mask = torch.rand(B, T, dtype=torch.float64).requires_grad_(), tensors()["response_mask"]
+    losses = {}
+    for name in (full, "infotorch/ppo"):
+        with beside({"entropy": entropy}):
+            losses[name] = core_algos.get_policy_loss_fn(name)(
+                **tensors(), loss_agg_mode="seq-mean-token-sum", config=actor_config()
+            )[0]
+    torch.testing.assert_close(losses[full] - losses["infotorch/ppo"], -0.5 * (entropy * mask).sum(1).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("clip_cov", {"ratio": 2.0}, r"ratio: expected a number in \[0, 1\], got 2.0"),
+        ("ppo", {"clip_low": -0.1}, "clip_low: expected a number"),
+        ("copo", {"mode": "nothing"}, "mode: expected one of"),
+        ("entropy_cap", {"cap": -1.0}, "cap: expected a number"),
+        ("canon", {"mu": 3.0}, "mu: expected a number"),
+        ("overlong", {"buffer": 0}, "buffer: expected a number"),
+    ],
+)
+def test_options_out_of_range_are_refused_at_registration(name, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours.register("wrong", name, **options)
+    with pytest.raises(ValueError, match="name: expected one of"):
+        ours.current_recipe("infotorch/wrong")
 
 
 def test_options_are_refused_at_registration() -> None:

@@ -23,7 +23,6 @@ def load_state(folder: str | Path, method: Recipe | None, rank: int = 0) -> None
 
     Raises:
         ValueError: The checkpoint was made with another recipe, without one, or with one while this run has none.
-        RuntimeError: The state does not fit.
     """
     path = _file(folder, rank)
     path = path if path.exists() else _file(folder, 0)  # another number of processes
