@@ -36,11 +36,13 @@ REFUSED_LOSS = {
     "arbitrary_entropy_repo": "second sample set or replay",
     "hapo": "temperature for every token",
     "self_imitation": "second sample set or replay",
-    "siren": "top_p_entropy, which verl's engines do not compute",
     "spear": "The rest of 'spear' needs no replay",
 }
 REFUSED_ADVANTAGE = {"entropy_sft": "forms no advantages", "tempered_advantage": "a second temperature"}
 TRAINS = [name for name in recipe_names() if name not in REFUSED_LOSS | REFUSED_ADVANTAGE]
+
+
+LEAVES = ("log_probs", "entropy", "top_p_entropy")
 
 
 def options_of(name: str) -> dict:
@@ -59,6 +61,8 @@ def fields(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
         "ref_log_prob": old + 0.2 * torch.randn(B, T, generator=g, dtype=torch.float64),
         "old_entropy": torch.rand(B, T, generator=g, dtype=torch.float64) * 2,
         "entropy": torch.rand(B, T, generator=g, dtype=torch.float64) * 2,
+        "old_top_p_entropy": torch.rand(B, T, generator=g, dtype=torch.float64),
+        "top_p_entropy": torch.rand(B, T, generator=g, dtype=torch.float64),
     }
     drawn = {name: (value * mask).to(dtype) for name, value in drawn.items()}
     scores = torch.zeros(B, T, dtype=torch.float32)
@@ -76,6 +80,7 @@ def expected(method: Recipe, found: dict[str, torch.Tensor], advantages: torch.T
         mask=mask,
         advantages=advantages,
         entropy=found["old_entropy"],
+        top_p_entropy=found["old_top_p_entropy"],
         ref_log_probs=found["ref_log_prob"],
         rewards=found["scores"].sum(1),
         group=torch.tensor([ord(uid) for uid in UID]),
@@ -86,20 +91,21 @@ def expected(method: Recipe, found: dict[str, torch.Tensor], advantages: torch.T
         extras={"tool_turns": turn.amax(1)},
     )
     prepared = method.prepare(record)
-    log_probs, entropy = (found[name].clone().requires_grad_() for name in ("log_probs", "entropy"))
+    log_probs, entropy, top_p = (found[name].clone().requires_grad_() for name in LEAVES)
     torch.manual_seed(0)
     total = torch.zeros(())
     for rows in torch.arange(B).split(2):
         part = prepared.select(rows).replace(
             log_probs=log_probs[rows],
             entropy=entropy[rows],
+            top_p_entropy=top_p[rows],
             num_tokens=int(mask.sum()),
             num_sequences=B,
         )
         loss = method(part).loss
         loss.backward()
         total = total + loss.detach()
-    return prepared.advantages, total, log_probs.grad, entropy.grad
+    return prepared.advantages, total, log_probs.grad, entropy.grad, top_p.grad
 
 
 def through_the_older_trainer(found: dict, estimator: str) -> TensorDict:
@@ -146,6 +152,11 @@ class Queue:
         return tu.list_of_dict_to_tensordict([{name: self.rows[key][name] for name in names} for key in keys])
 
 
+def whole(values: torch.Tensor, prompt: int) -> torch.Tensor:
+    """A model's output for prompt and response: that of each token stands one place before it."""
+    return torch.cat([values.new_zeros(prompt - 1), values, values.new_zeros(1)])
+
+
 PADDING = 2  # rows that verl adds so that a batch divides
 
 
@@ -164,6 +175,7 @@ def fill(queue: Queue, found: dict) -> KVBatchMeta:
             "rm_scores": found["scores"][j, :n] * real,
             "old_log_probs": found["old_log_probs"][j, :n],
             "entropy": found["old_entropy"][j, :n],
+            "top_p_entropy": whole(found["old_top_p_entropy"][j, :n], len(prompt)),
             "ref_log_prob": found["ref_log_prob"][j, :n],
             "uid": UID[j] if real else "pad0",
             "extra_fields": {"reward_extra_info": {"pred": PRED[j]}},
@@ -192,14 +204,14 @@ def config_of(estimator: str, loss_mode: str):
     )
 
 
-def through_the_queue(found: dict, estimator: str, loss_mode: str, monkeypatch, queue=None) -> TensorDict:
+def through_the_queue(found: dict, estimator: str, loss_mode: str, monkeypatch, queue=None, metrics=None) -> TensorDict:
     """The batch that verl's trainer with the transfer queue sends to the actor."""
     queue = Queue() if queue is None else queue
     monkeypatch.setattr(trainer_base, "tq", queue)
     monkeypatch.setattr(_trainers, "_queue", lambda: queue)
     trainer = object.__new__(trainer_sync.PPOTrainerSync)
     trainer.config = config_of(estimator, loss_mode)
-    batch = trainer._compute_advantage(fill(queue, found), {})
+    batch = trainer._compute_advantage(fill(queue, found), {} if metrics is None else metrics)
     return queue.kv_batch_get(batch.keys, batch.partition_id, batch.fields)
 
 
@@ -211,7 +223,7 @@ def train(data: TensorDict, found: dict, loss_mode: str):
     bind_loss(worker, loss_mode, config)
     method = _worker.recipe_of(worker)
     _worker.start_rollout(method, data)
-    leaves = {name: found[name].clone().requires_grad_() for name in ("log_probs", "entropy")}
+    leaves = {name: found[name].clone().requires_grad_() for name in LEAVES}
     torch.manual_seed(0)
     total = torch.zeros(())
     for i, part in enumerate(tu.chunk_tensordict(data, len(data) // 2)):
@@ -220,8 +232,7 @@ def train(data: TensorDict, found: dict, loss_mode: str):
             rows = []
             for j in (2 * i, 2 * i + 1):  # shifted by one, as a model's outputs are
                 values = leaf[j, : LENGTHS[j]] if j < B else leaf.new_zeros(1)
-                before = part["prompts"][j % 2]
-                rows.append(torch.cat([values.new_zeros(len(before) - 1), values, values.new_zeros(1)]))
+                rows.append(whole(values, len(part["prompts"][j % 2])))
             output[name] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
         loss, metrics = worker.loss_fn(model_output=output, data=part, dp_group=None)
         assert all(isinstance(metric.values[0], float) for key, metric in metrics.items() if "infotorch" in key)
@@ -253,7 +264,7 @@ def test_a_recipe_is_the_same_in_verl(name, trainer, monkeypatch, loss_mode_of_t
     full = ours.register(f"all-{name}", name, **options_of(name))
     found = fields(torch.float32)
     loss_mode_of_the_process(full)
-    advantages, total, log_probs, entropy = expected(reference(name), found)
+    advantages, total, *gradients = expected(reference(name), found)
     if trainer == "ray":
         data = through_the_older_trainer(found, full)
         given = data["advantages"]
@@ -263,8 +274,8 @@ def test_a_recipe_is_the_same_in_verl(name, trainer, monkeypatch, loss_mode_of_t
     torch.testing.assert_close(given, advantages.float())
     loss, *grads = train(data, found, full)
     torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(grads[0], log_probs, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(grads[1], torch.zeros_like(grads[1]) if entropy is None else entropy)
+    for grad, other in zip(grads, gradients, strict=True):
+        torch.testing.assert_close(grad, torch.zeros_like(grad) if other is None else other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_LOSS))
@@ -283,3 +294,122 @@ def test_what_forms_no_advantages_in_verl_is_refused(name) -> None:
         ours.check_config(config_of(full, "vanilla"))
     with pytest.raises(ValueError, match=REFUSED_ADVANTAGE[name]):
         core_algos.get_adv_estimator_fn(full)(torch.zeros(1, 1), torch.ones(1, 1))
+
+
+# -- parts of the way ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer", ["ray", "queue"])
+@pytest.mark.parametrize("name", ["copo", "ares_kl"])
+def test_a_loss_that_looks_at_groups_beside_verls_own_estimator(name, trainer, monkeypatch, loss_mode_of_the_process):
+    spec = {"policy": "ppo", "regularizers": [{"name": name, **options_of(name)}]}
+    full = ours.register(f"beside-{name}", {"policy": name} if name == "copo" else spec)
+    found = fields(torch.float32)
+    loss_mode_of_the_process(full)
+    if trainer == "ray":
+        data = through_the_older_trainer(found, "grpo")
+        given = data["advantages"]
+    else:
+        data = through_the_queue(found, "grpo", full, monkeypatch)
+        given = data["advantages"].to_padded_tensor(0.0)[:B]
+    spec = {**ours.current_recipe(full).to_dict(), "aggregation": Aggregation("token-mean", row_eps=1e-8)}
+    _, total, log_probs, *_ = expected(Recipe.from_dict(spec), found, given)
+    loss, grad, *_ = train(data, found, full)
+    torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, log_probs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("trainer", ["ray", "queue"])
+@pytest.mark.parametrize("source", ["other", "function"])
+def test_where_answers_come_from(source, trainer, monkeypatch, loss_mode_of_the_process) -> None:
+    """Votes over what a key of the reward function, or a function of the tokens, says."""
+    found = fields(torch.float32)
+    last = [int(row[mask][-1]) for row, mask in zip(found["responses"], found["mask"], strict=True)]
+    if source == "function":
+        answers = lambda rows: [int(row[-1]) for row in rows]  # noqa: E731
+    else:
+        answers = source
+        monkeypatch.setattr("verl.protocol.DataProto.from_dict", _with_other(DataProto.from_dict, last))
+    full = ours.register(f"vote-{source}", "majority_vote", answers=answers)
+    loss_mode_of_the_process(None)
+    method = recipe("majority_vote")
+    group, answer = torch.tensor([ord(uid) for uid in UID]), torch.tensor(last)
+    record = TokenBatch(
+        log_probs=found["old_log_probs"], mask=found["mask"], rewards=found["scores"].sum(1), group=group, answer=answer
+    )
+    if trainer == "ray":
+        data = through_the_older_trainer(found, full)
+        given = data["advantages"]
+    else:
+        queue = Queue()
+        put = queue.kv_batch_put
+        if source == "other":
+            monkeypatch.setattr(queue, "kv_batch_put", _naming(put, last))
+        data = through_the_queue(found, full, "vanilla", monkeypatch, queue)
+        given = data["advantages"].to_padded_tensor(0.0)[:B]
+    torch.testing.assert_close(given, method.prepare(record).advantages)
+
+
+def _with_other(original, values):
+    def from_dict(tensors, non_tensors):
+        return original(tensors, non_tensors={**non_tensors, "other": np.array(values)})
+
+    return from_dict
+
+
+def _naming(put, values):
+    def kv_batch_put(keys, partition_id, fields=None, tags=None):
+        if "extra_fields" in fields:
+            infos = [{"reward_extra_info": {"other": values[i] if i < B else 0}} for i in range(len(keys))]
+            fields = tu.list_of_dict_to_tensordict(
+                [{**{n: list(fields[n])[i] for n in fields.keys()}, "extra_fields": infos[i]} for i in range(len(keys))]  # noqa: SIM118
+            )
+        return put(keys, partition_id, fields, tags)
+
+    return kv_batch_put
+
+
+def test_missing_answers_name_the_key(monkeypatch, loss_mode_of_the_process) -> None:
+    full = ours.register("no-answers", "ttrl", answers="nowhere")
+    loss_mode_of_the_process(None)
+    with pytest.raises(ValueError, match=r"'nowhere': \.\.\.\}, or register the recipe with answers="):
+        through_the_older_trainer(fields(torch.float32), full)
+    with pytest.raises(ValueError, match=r"no-answers needs the extracted answers"):
+        through_the_queue(fields(torch.float32), full, "vanilla", monkeypatch)
+    full = ours.register("few-answers", "ttrl", answers=lambda rows: [1])
+    with pytest.raises(ValueError, match="answers: expected 8, one per response, got 1"):
+        through_the_older_trainer(fields(torch.float32), full)
+
+
+def test_the_drivers_metrics_are_logged(monkeypatch) -> None:
+    metrics: dict = {}
+    full = ours.register("logged", "ear")
+    through_the_queue(fields(torch.float32), full, "vanilla", monkeypatch, metrics=metrics)
+    assert 0 <= metrics["actor/infotorch/negative_scale_fraction"] <= 1
+
+
+@pytest.mark.slow  # starts Ray
+@pytest.mark.parametrize("name", ["copo", "ares", "ttrl"])
+def test_through_verls_own_transfer_queue(name, monkeypatch, ray_queue, loss_mode_of_the_process) -> None:
+    full = ours.register(f"ray-{name}", name, **options_of(name))
+    found = fields(torch.float32)
+    loss_mode_of_the_process(full)
+    data = through_the_queue(found, full, full, monkeypatch, ray_queue)
+    advantages, total, log_probs, *_ = expected(reference(name), found)
+    torch.testing.assert_close(data["advantages"].to_padded_tensor(0.0)[:B], advantages.float())
+    loss, grad, *_ = train(data, found, full)
+    torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, log_probs, rtol=1e-5, atol=1e-6)
+    ray_queue.kv_clear(keys=list(ray_queue.kv_list("train")["train"]), partition_id="train")
+
+
+@pytest.fixture(scope="module")
+def ray_queue():
+    import ray
+    import transfer_queue
+
+    ray.init(num_cpus=16, include_dashboard=False, object_store_memory=200 * 1024**2, log_to_driver=False)
+    transfer_queue.init()
+    yield transfer_queue
+    transfer_queue.close()
+    ray.shutdown()

@@ -131,16 +131,15 @@ class Driver:
         Raises:
             ValueError: A field that the recipe reads is missing.
         """
-        whole = self.record(rows)
-        padding = rows.get("padding")
-        keep = torch.arange(len(whole.mask)) if padding is None else (~torch.as_tensor(padding)).nonzero().squeeze(1)
-        keep = keep.to(whole.mask.device)
+        count = len(rows["response_mask"])
+        keep = torch.tensor([i for i, padding in enumerate(rows.get("padding", [False] * count)) if not padding])
+        own = self.record({name: _taken(value, keep, count) for name, value in rows.items()})
         with one_process():
-            done = self.recipe.prepare(whole.select(keep))
+            done = self.recipe.prepare(own)
         found = {name: getattr(done, name) for name in ("advantages", *self.rows)}
-        found |= {EXTRA + name: value for name, value in done.extras.items() if name not in whole.extras}
+        found |= {EXTRA + name: value for name, value in done.extras.items() if name not in own.extras}
         return {
-            name: value.new_zeros(len(whole.mask), *value.shape[1:]).index_copy(0, keep, value)
+            name: value.new_zeros(count, *value.shape[1:]).index_copy(0, keep.to(value.device), value)
             for name, value in found.items()
             if value is not None
         }
@@ -163,6 +162,13 @@ def column(rows: Mapping[str, Any], name: str) -> list[Any] | None:
         return _listed(rows[name])
     infos = [(extra or {}).get("reward_extra_info") or {} for extra in _listed(rows.get("extra_fields", []))]
     return [info.get(name) for info in infos] if any(name in info for info in infos) else None
+
+
+def _taken(values: Any, keep: Tensor, count: int) -> Any:
+    """Some rows of a field; what has no rows stays as it is."""
+    if isinstance(values, Tensor):
+        return values[keep.to(values.device)]
+    return [values[i] for i in keep.tolist()] if hasattr(values, "__len__") and len(values) == count else values
 
 
 def _listed(values: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from infotorch.core import Aggregation
 from infotorch.integrations._fields import sets_temperatures
+from infotorch.integrations.verl._engine import ENGINES
 from infotorch.integrations.verl._registry import current_recipe, entry_of, ours
 from infotorch.losses import ON_POLICY, Part, Recipe
 from infotorch.losses.ppo import AggregationLike
@@ -38,12 +39,17 @@ def by_length(aggregation: AggregationLike) -> bool:
     return found.mode.endswith("-norm") and found.length is None
 
 
+def statistics(method: Recipe) -> dict[str, Any]:
+    """Options of ``token_stats`` for the parts of a loss; without ``extras`` verl's own statistics do."""
+    return Recipe(method.policy, regularizers=list(method.regularizers)).token_options
+
+
 def check_loss(full: str, method: Recipe) -> None:
     """Refuse a recipe whose loss verl's actor cannot feed, with the reason.
 
     Raises:
-        ValueError: It wants rows besides those of the step, temperatures per token, a pass over a whole optimizer step
-            or a statistic of the logits that verl's engines do not compute.
+        ValueError: It wants rows besides those of the step, temperatures per token, or a pass over a whole optimizer
+            step.
     """
     for part in loss_parts(method):
         name = part.info.name
@@ -62,12 +68,6 @@ def check_loss(full: str, method: Recipe) -> None:
             raise ValueError(
                 f"loss_mode: {full!r}: {name!r} wants a forward pass over the whole optimizer step before it, which "
                 "verl's actor does not make; choose bounds_per='batch'"
-            )
-        missing = [extra for extra in part.token_options().get("extras", ())]
-        if missing:
-            raise ValueError(
-                f"loss_mode: {full!r}: {name!r} reads {', '.join(missing)}, which verl's engines do not compute; "
-                f"{_ELSEWHERE}"
             )
     if sets_temperatures(method):
         raise ValueError(
@@ -116,10 +116,17 @@ def check_config(config: Any) -> None:
 
     actor = "actor_rollout_ref.actor."
     by = f"{estimator or ''} {loss_mode or ''}".strip()
-    if "entropy" in required(losses) and not (
+    extras = {} if loss_mode is None else statistics(current_recipe(loss_mode)).get("extras", ())
+    if ("entropy" in required(losses) or extras) and not (
         setting(actor + "calculate_entropy") or setting(actor + "entropy_coeff")
     ):
         raise ValueError(f"{by} needs the policy's entropy: set {actor}calculate_entropy=True")
+    strategy, fused = setting(actor + "strategy"), setting("actor_rollout_ref.model.use_fused_kernels")
+    if extras and (fused or (strategy or "fsdp") not in ENGINES):
+        raise ValueError(
+            f"{by} needs {', '.join(extras)}, which is computed in verl's FSDP engine from the logits: set "
+            f"{actor}strategy to fsdp or fsdp2 and actor_rollout_ref.model.use_fused_kernels=False"
+        )
     if "ref_log_probs" in required([*losses, *formers]) and not (
         setting(actor + "use_kl_loss") or setting("algorithm.use_kl_in_reward")
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infotorch.core import Aggregation
 from infotorch.integrations._fields import turns_of
-from infotorch.integrations.verl._checks import by_length, check_loss
+from infotorch.integrations.verl._checks import by_length, check_loss, loss_parts
 from infotorch.integrations.verl._registry import PREFIX, current_recipe
 from infotorch.integrations.verl._side import side, split
 from infotorch.losses import Recipe, TokenBatch
@@ -36,7 +36,7 @@ def policy_loss(
     check_loss(full, method)
     here = side()
     fields, extras = split({} if here is None else here.fields)
-    _check_entropy(method, log_prob, fields.get("entropy"))
+    _check_entropy(method, log_prob, fields)
     counts = dict(getattr(config, "global_batch_info", None) or {})
     scale = counts.get("loss_scale_factor")
     mask = response_mask.bool()
@@ -59,21 +59,23 @@ def policy_loss(
     return out.loss, {f"actor/{PREFIX}{name}": float(value) for name, value in out.metrics.items()}
 
 
-def _check_entropy(method: Recipe, log_prob: Tensor, entropy: Tensor | None) -> None:
+def _check_entropy(method: Recipe, log_prob: Tensor, fields: Mapping[str, Tensor]) -> None:
     """An entropy that is absent, or through which no gradient flows to a regularizer, would be a loss without it."""
-    for part in (method.policy, *method.regularizers):
-        if "entropy" not in part.info.requires:
-            continue
-        if entropy is None:
-            raise ValueError(
-                f"{part.info.name} needs TokenBatch.entropy, which is missing: set "
-                "actor_rollout_ref.actor.calculate_entropy=True"
-            )
-        trains = part.info.kind == "regularizer" and torch.is_grad_enabled() and log_prob.requires_grad
-        if trains and not entropy.requires_grad:
-            raise ValueError(
-                f"{part.info.name} acts through the gradient of the entropy, and verl's engine gave one without"
-            )
+    for part in loss_parts(method):
+        for name in ("entropy", "top_p_entropy"):
+            if name not in part.info.requires:
+                continue
+            if name not in fields:
+                where = "" if name == "entropy" else ", with verl's FSDP engine and without fused kernels"
+                raise ValueError(
+                    f"{part.info.name} needs TokenBatch.{name}, which is missing: set "
+                    f"actor_rollout_ref.actor.calculate_entropy=True{where}"
+                )
+            trains = part.info.kind == "regularizer" and torch.is_grad_enabled() and log_prob.requires_grad
+            if trains and not fields[name].requires_grad:
+                raise ValueError(
+                    f"{part.info.name} acts through the gradient of {name}, and verl's engine gave one without"
+                )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 from verl.workers.utils import losses as verl_losses
 from verl.workers.utils.padding import no_padding_2_padding
 
+from infotorch.core.tokens import EXTRAS
 from infotorch.integrations.verl._hooks import wrap
 
 SHIPPED = "infotorch_"
@@ -64,8 +65,12 @@ def padded(data: Any, name: str) -> Tensor:
 def fields_of(model_output: Any, data: Any) -> dict[str, Tensor]:
     """Fields of the record that lie in verl's micro-batch; ``extras`` under names that begin with ``extra_``."""
     found: dict[str, Tensor] = {}
-    if model_output.get("entropy", None) is not None:
-        found["entropy"] = no_padding_2_padding(model_output["entropy"], data)
+    # The engine's statistics of the policy as it is; before training, those of the policy that sampled.
+    source = model_output or {name: data[name] for name in EXTRAS if name in data}
+    for name in ("entropy", *EXTRAS):
+        if source.get(name, None) is not None:
+            own = name if name in ("entropy", "top_p_entropy") else EXTRA + name
+            found[own] = no_padding_2_padding(source[name], data)
     theirs = {"entropy": "old_entropy", "old_entropy": "old_entropy", "ref_log_prob": "ref_log_probs"}
     for name, own in {**theirs, "responses": "tokens"}.items():
         if name in data:

@@ -9,7 +9,8 @@ from verl.utils.device import get_device_name, get_torch_device
 
 from infotorch.core import distributed
 from infotorch.integrations._fields import turns_of
-from infotorch.integrations.verl._checks import loss_parts
+from infotorch.integrations.verl._checks import loss_parts, statistics
+from infotorch.integrations.verl._engine import computing
 from infotorch.integrations.verl._hooks import when_loaded, wrap
 from infotorch.integrations.verl._registry import current_recipe, ours
 from infotorch.integrations.verl._side import fields_of, padded, split
@@ -59,12 +60,21 @@ def _train_mini_batch(original: Any, self: Any, data: Any) -> Any:
 
 
 def _train_batch(original: Any, self: Any, data: Any) -> Any:
-    output = original(self, data)
     method = recipe_of(self)
-    if method is not None:
-        for part in loss_parts(method):
-            part.after_step()
+    if method is None:
+        return original(self, data)
+    with computing(statistics(method)):
+        output = original(self, data)
+    for part in loss_parts(method):
+        part.after_step()
     return output
+
+
+def _infer_batch(original: Any, self: Any, data: Any) -> Any:
+    """The pass for old log-probabilities, in which histories and anchors want the same statistics."""
+    method = recipe_of(self)
+    with computing({} if method is None else statistics(method)):
+        return original(self, data)
 
 
 def _save(original: Any, self: Any, local_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,5 +97,6 @@ def _hook_worker(module: Any) -> None:
     worker = module.TrainingWorker
     wrap(worker, "train_mini_batch", _train_mini_batch)
     wrap(worker, "train_batch", _train_batch)
+    wrap(worker, "infer_batch", _infer_batch)
     wrap(worker, "save_checkpoint", _save)
     wrap(worker, "load_checkpoint", _load)
