@@ -129,15 +129,25 @@ class CpuEngine(BaseEngine):
 
 class _Config:
     use_dynamic_bsz = use_fused_kernels = forward_only = False
-    max_token_len_per_gpu, micro_batch_size_per_gpu = None, 2
+    max_token_len_per_gpu = infer_max_token_len_per_gpu = None
+    micro_batch_size_per_gpu = infer_micro_batch_size_per_gpu = 2
 
     def get(self, name, default=None):
         return default
 
 
-def update(worker: Any, loss_mode: str, data: TensorDict, config: FSDPActorConfig, epochs: int = 1) -> torch.Tensor:
+def update(
+    worker: Any,
+    loss_mode: str,
+    data: TensorDict,
+    config: FSDPActorConfig,
+    epochs: int = 1,
+    more: dict[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Train on a batch; ``more`` are fields without padding. All parameters as one vector."""
     bind_loss(worker, loss_mode, config)
     data = left_right_2_no_padding(data.clone())
+    data.update(more or {})
     tu.assign_non_tensor(data, mini_batch_size=4, epochs=epochs, seed=0, global_batch_size=4)
     worker.train_mini_batch(data)
     return torch.cat([p.detach().flatten() for p in worker.engine.module.parameters()])
