@@ -9,13 +9,12 @@ import torch
 pytest.importorskip("verl")
 pytest.importorskip("tensordict")
 
-from verl.trainer.ppo import core_algos  # noqa: E402
-from verl.workers.utils import losses as verl_losses  # noqa: E402
-from verl_actor import CpuEngine, T, actor_config, make_worker, rollout, sampled, tiny, update  # noqa: E402
+from verl.trainer.ppo import core_algos
+from verl_actor import CpuEngine, T, actor_config, make_worker, rollout, sampled, tiny, update
 
-from infotorch.integrations import verl as ours  # noqa: E402
-from infotorch.integrations.verl._side import beside  # noqa: E402
-from infotorch.losses import TokenBatch, recipe, recipe_names  # noqa: E402
+from infotorch.integrations import verl as ours
+from infotorch.integrations.verl._side import beside
+from infotorch.losses import TokenBatch, recipe, recipe_names
 
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 B = 6

@@ -41,9 +41,7 @@ def outputs(packed: bool, temperature: float, pad: int = 0, calculate_entropy: b
     logits = [(3 * torch.randn(n, V, generator=g)).requires_grad_() for n in LENGTHS]
     ids = [torch.randint(0, V, (n,), generator=g) for n in LENGTHS]
     data = TensorDict({"input_ids": torch.nested.as_nested_tensor(ids, layout=torch.jagged)}, batch_size=[3])
-    tu.assign_non_tensor(
-        data, use_remove_padding=packed, calculate_entropy=calculate_entropy, use_fused_kernels=fused
-    )
+    tu.assign_non_tensor(data, use_remove_padding=packed, calculate_entropy=calculate_entropy, use_fused_kernels=fused)
     rolled = torch.cat(ids).roll(-1)
     if packed:
         whole = torch.cat([*logits, torch.full((pad, V), 9.0)])[None]

@@ -9,22 +9,22 @@ import torch
 pytest.importorskip("verl")
 pytest.importorskip("tensordict")
 
-from omegaconf import OmegaConf  # noqa: E402
-from tensordict import TensorDict  # noqa: E402
-from transfer_queue import KVBatchMeta  # noqa: E402
-from verl import DataProto  # noqa: E402
-from verl.trainer.ppo import core_algos, ray_trainer  # noqa: E402
-from verl.trainer.ppo.v1 import trainer_base, trainer_sync  # noqa: E402
-from verl.utils import tensordict_utils as tu  # noqa: E402
-from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
-from verl_actor import actor_config, bind_loss, make_worker  # noqa: E402
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl import DataProto
+from verl.trainer.ppo import core_algos, ray_trainer
+from verl.trainer.ppo.v1 import trainer_base, trainer_sync
+from verl.utils import tensordict_utils as tu
+from verl.workers.utils.padding import left_right_2_no_padding
+from verl_actor import actor_config, bind_loss, make_worker
 
-from infotorch.core import Aggregation  # noqa: E402
-from infotorch.integrations import verl as ours  # noqa: E402
-from infotorch.integrations._fields import turns_of  # noqa: E402
-from infotorch.integrations.verl import _advantage, _trainers, _worker  # noqa: E402
-from infotorch.losses import Recipe, TokenBatch, recipe, recipe_names  # noqa: E402
-from infotorch.losses.registry import info, names  # noqa: E402
+from infotorch.core import Aggregation
+from infotorch.integrations import verl as ours
+from infotorch.integrations._fields import turns_of
+from infotorch.integrations.verl import _advantage, _trainers, _worker
+from infotorch.losses import Recipe, TokenBatch, recipe, recipe_names
+from infotorch.losses.registry import info, names
 
 B, P, T = 8, 3, 6
 LENGTHS = [6, 3, 1, 4, 6, 2, 5, 4]
@@ -139,7 +139,7 @@ class Queue:
     def kv_batch_put(self, keys, partition_id, fields=None, tags=None) -> KVBatchMeta:
         for i, key in enumerate(keys):
             row = self.rows.setdefault(key, {})
-            for name in fields.keys() if fields is not None else ():  # noqa: SIM118
+            for name in fields.keys() if fields is not None else ():
                 row[name] = list(fields[name])[i] if not isinstance(fields[name], torch.Tensor) else fields[name][i]
             self.tags[key] = self.tags.get(key, {}) | (tags[i] if tags else {})
         names = sorted(self.rows[keys[0]])
@@ -216,7 +216,7 @@ def through_the_queue(found: dict, estimator: str, loss_mode: str, monkeypatch, 
 
 
 def train(data: TensorDict, found: dict, loss_mode: str):
-    """Loss and gradients of verl's ``ppo_loss`` on micro-batches of two rows, after the worker was told of the batch."""
+    """Loss and gradients of verl's ``ppo_loss`` on two rows at a time, after the worker was told of the batch."""
     config = actor_config(loss_scale_factor=T)
     tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(found["mask"].sum()), global_batch_size=B)
     worker = make_worker()

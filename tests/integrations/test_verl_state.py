@@ -13,18 +13,18 @@ import torch
 pytest.importorskip("verl")
 pytest.importorskip("tensordict")
 
-from omegaconf import OmegaConf  # noqa: E402
-from processes import run_in_processes  # noqa: E402
-from verl import DataProto  # noqa: E402
-from verl.trainer.ppo import ray_trainer  # noqa: E402
-from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
-from verl.workers.config import CriticConfig  # noqa: E402
-from verl.workers.utils.losses import value_loss  # noqa: E402
-from verl_actor import CpuEngine, T, actor_config, bind_loss, make_worker, rollout, sampled, update  # noqa: E402
+from omegaconf import OmegaConf
+from processes import run_in_processes
+from verl import DataProto
+from verl.trainer.ppo import ray_trainer
+from verl.trainer.ppo.v1 import trainer_base
+from verl.workers.config import CriticConfig
+from verl.workers.utils.losses import value_loss
+from verl_actor import CpuEngine, T, actor_config, bind_loss, make_worker, rollout, sampled, update
 
-from infotorch.integrations import verl as ours  # noqa: E402
-from infotorch.integrations.verl import _advantage, _registry, _worker  # noqa: E402
-from infotorch.losses import recipe  # noqa: E402
+from infotorch.integrations import verl as ours
+from infotorch.integrations.verl import _advantage, _registry, _worker
+from infotorch.losses import recipe
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_driver_and_actor_keep_their_own_state(worker) -> None:
     full = ours.register("both", {**recipe("epo").to_dict(), "advantage": {"name": "canon", "odd": "drop_median"}})
     _advantage.set_loss_mode(full)
     ray_trainer.compute_advantage(batch_for_the_driver(), adv_estimator=full, config={})
-    driven, actor = _advantage.driver(full).recipe, ours.current_recipe(full)
+    driven, actor = _advantage.present_driver(full).recipe, ours.current_recipe(full)
     assert driven.advantage.rollouts == 1
     assert actor.advantage.rollouts == 0
     assert actor.regularizers[0].history.steps == 0
@@ -114,7 +114,7 @@ def observed(rows: list[list[int]]) -> float:
     for seed in range(2):
         data = rollout(seed)
         data["entropy"] = torch.rand(4, T, generator=torch.Generator().manual_seed(seed))
-        _worker.start_rollout(method, data[torch.tensor(sum(rows, []))])
+        _worker.start_rollout(method, data[torch.tensor([i for part in rows for i in part])])
     return float(method.regularizers[0].history.held())
 
 
@@ -152,7 +152,7 @@ def test_a_worker_refuses_another_recipes_checkpoint(worker, tmp_path) -> None:
     with pytest.raises(ValueError, match="cannot continue"):
         worker.load_checkpoint(folder)
     bind_loss(worker, "vanilla", actor_config())
-    with pytest.raises(ValueError, match="adaptive_entropy_bonus.*cannot continue a run without it"):
+    with pytest.raises(ValueError, match=r"adaptive_entropy_bonus.*cannot continue a run without it"):
         worker.load_checkpoint(folder)
     worker.save_checkpoint(str(tmp_path / "vanilla"))
     bind_loss(worker, other, actor_config())
@@ -194,10 +194,10 @@ def test_the_drivers_state_is_in_the_trainers_checkpoint(kind, tmp_path) -> None
     _advantage.forget(full)
     trainer.load()
     assert calls == ["_save_checkpoint", "_load_checkpoint"]
-    assert _advantage.driver(full).recipe.rewards[0].rollouts == 1
+    assert _advantage.present_driver(full).recipe.rewards[0].rollouts == 1
     for estimator in ("infotorch/grpo", "grpo"):
         other = trainer_of(kind, tmp_path, estimator, "infotorch/grpo", calls)
-        with pytest.raises(ValueError, match="tool_reward.* cannot continue"):
+        with pytest.raises(ValueError, match=r"tool_reward.* cannot continue"):
             other.load()
     trainer.config.trainer.resume_mode = "disable"
     trainer.load()

@@ -45,9 +45,7 @@ __all__ = ["PREFIX", "check_config", "current_recipe", "register", "register_all
 TESTED = "0.9.1"
 
 
-def register(
-    name: str, method: str | Mapping[str, Any] | Recipe, *, answers: Answers = "pred", **options: Any
-) -> str:
+def register(name: str, method: str | Mapping[str, Any] | Recipe, *, answers: Answers = "pred", **options: Any) -> str:
     """Enter a recipe into verl's registries as ``infotorch/<name>``.
 
     Args:

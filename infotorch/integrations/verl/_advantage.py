@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infotorch.core.distributed import one_process
 from infotorch.integrations._fields import answer_ids, turns_of
-from infotorch.integrations.verl._checks import advantage_parts, check_advantage, loss_parts, required
+from infotorch.integrations.verl._checks import advantage_parts, check_advantage, loss_parts, of_kinds, required
 from infotorch.integrations.verl._registry import Entry, entries, entry_of
 from infotorch.integrations.verl._side import EXTRA, ROWS, side
 from infotorch.losses import Part, Recipe, TokenBatch
@@ -40,7 +40,7 @@ class Driver:
         self.recipe = Recipe(
             next((part for part in kept if part.info.kind == "policy"), "ppo"),
             advantage=None if former is None else former.advantage,
-            rewards=[] if former is None else list(former.rewards),
+            rewards=[] if former is None else of_kinds(former, "reward"),
             regularizers=[part for part in kept if part.info.kind == "regularizer"],
         )
         self.acts = former is not None or bool(kept)
@@ -49,13 +49,6 @@ class Driver:
         """What it reads."""
         self.rows = [name for name in ROWS if name in required(losses)]
         """Values per row that the loss reads."""
-
-    @property
-    def ships(self) -> bool:
-        """Whether the actor is to get something from here."""
-        return bool(self.rows) or type(self.recipe.policy).rearrange is not Part.rearrange or any(
-            type(part).rearrange is not Part.rearrange for part in self.recipe.parts()
-        )
 
     @property
     def entry(self) -> Entry:
@@ -100,10 +93,11 @@ class Driver:
         if isinstance(source, str):
             found = column(rows, source)
             if found is None:
+                names = " ".join(str(name) for name in self.names if name)
                 raise ValueError(
-                    f"answers: {' '.join(str(name) for name in self.names if name)} needs the extracted answers: let the "
-                    f"reward function return {{'score': ..., {source!r}: ...}}, or register the recipe with answers="
-                    "the key it uses, or a function of the responses' tokens"
+                    f"answers: {names} needs the extracted answers: let the reward function return {{'score': ..., "
+                    f"{source!r}: ...}}, or register the recipe with answers=the key it uses, or a function of the "
+                    "responses' tokens"
                 )
         else:
             tokens = rows.get("responses")
@@ -185,12 +179,17 @@ def set_loss_mode(loss_mode: str | None) -> None:
     _loss_mode = loss_mode
 
 
-def driver(estimator: str | None) -> Driver:
+def driver(estimator: str | None, loss_mode: str | None) -> Driver:
     """The driver's recipe in this process; its state lives as long as the process."""
-    key = (estimator, _loss_mode)
+    key = (estimator, loss_mode)
     if key not in _drivers:
         _drivers[key] = Driver(*key)
     return _drivers[key]
+
+
+def present_driver(estimator: str | None) -> Driver:
+    """That of the trainer in this process, where verl does not tell what the loss is."""
+    return driver(estimator, _loss_mode)
 
 
 def forget(full: str) -> None:
@@ -209,7 +208,8 @@ def advantage(
     rows.pop("advantages", None)
     if index is not None:
         rows["uid"] = index
-    prepared = driver(full).prepare(rows)
+    driven = present_driver(full) if here is None or here.driven is None else here.driven
+    prepared = driven.prepare(rows)
     if here is not None:
         here.prepared = prepared
     return prepared["advantages"], prepared["advantages"]

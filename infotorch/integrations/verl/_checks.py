@@ -1,4 +1,4 @@
-"""Refuse a run before it starts: what verl cannot give a recipe, and settings without which a field would be missing."""
+"""Refuse a run before it starts: what verl cannot give a recipe, and settings that leave a field out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from infotorch.losses.ppo import AggregationLike
 _ELSEWHERE = "use infotorch.rlvr.RLVRModule"
 
 
+def of_kinds(method: Recipe, *kinds: str) -> list[Part]:
+    """Parts of some kinds."""
+    return [part for part in method.parts() if part.info.kind in kinds]
+
+
 def loss_parts(method: Recipe) -> list[Part]:
     """What acts in a loss: the others form rewards and advantages."""
-    return [part for part in method.parts() if part.info.kind in ("policy", "regularizer")]
+    return of_kinds(method, "policy", "regularizer")
 
 
 def advantage_parts(method: Recipe) -> list[Part]:
     """What shapes rewards and forms advantages."""
-    return [part for part in method.parts() if part.info.kind in ("reward", "advantage")]
+    return of_kinds(method, "reward", "advantage")
 
 
 def required(parts: Iterable[Part]) -> set[str]:
@@ -41,7 +46,7 @@ def by_length(aggregation: AggregationLike) -> bool:
 
 def statistics(method: Recipe) -> dict[str, Any]:
     """Options of ``token_stats`` for the parts of a loss; without ``extras`` verl's own statistics do."""
-    return Recipe(method.policy, regularizers=list(method.regularizers)).token_options
+    return Recipe(method.policy, regularizers=of_kinds(method, "regularizer")).token_options
 
 
 def check_loss(full: str, method: Recipe) -> None:
@@ -173,7 +178,9 @@ def names_in(config: Any) -> tuple[str | None, str | None]:
             try:
                 entry_of(name)
             except ValueError as error:
-                raise ValueError(f"{path}: {error}; name the module that registers it in VERL_USE_EXTERNAL_MODULES") from None
+                raise ValueError(
+                    f"{path}: {error}; name the module that registers it in VERL_USE_EXTERNAL_MODULES"
+                ) from None
         found.append(name)
     return found[0], found[1]
 
@@ -191,6 +198,6 @@ def together(estimator: str | None, loss_mode: str | None) -> Recipe | None:
     return Recipe(
         "ppo" if loss is None else loss.policy,
         advantage=None if former is None else former.advantage,
-        regularizers=[] if loss is None else list(loss.regularizers),
-        rewards=[] if former is None else list(former.rewards),
+        regularizers=[] if loss is None else of_kinds(loss, "regularizer"),
+        rewards=[] if former is None else of_kinds(former, "reward"),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,11 +30,13 @@ class Side:
 
     Attributes:
         fields: By name.
+        driven: The recipe with which an advantage is to be formed, where the trainer knows.
         prepared: What an advantage estimator found out about the whole batch, for the trainer to send on.
     """
 
     fields: dict[str, Any]
-    prepared: dict[str, Tensor] | None = field(default=None)
+    driven: Any = None
+    prepared: dict[str, Tensor] | None = None
 
 
 _side: contextvars.ContextVar[Side | None] = contextvars.ContextVar("infotorch_verl", default=None)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from infotorch.integrations.verl import _advantage
-from infotorch.integrations.verl._advantage import Driver, driver
+from infotorch.integrations.verl._advantage import Driver, driver, present_driver
 from infotorch.integrations.verl._checks import check_config, names_in
 from infotorch.integrations.verl._hooks import when_loaded, wrap
 from infotorch.integrations.verl._registry import PREFIX, ours
@@ -36,7 +35,7 @@ def _started(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _driver_of(config: Any) -> Driver:
-    return driver(names_in(config)[0])
+    return driver(*names_in(config))
 
 
 # -- the batch -------------------------------------------------------------------------------------------------------
@@ -52,13 +51,15 @@ def _compute_advantage(original: Any, data: Any, *args: Any, **kwargs: Any) -> A
     estimator = ours(kwargs["adv_estimator"] if "adv_estimator" in kwargs else args[0])
     with beside(fields) as here:
         data = original(data, *args, **kwargs)
-    driven = driver(estimator)
+    driven = present_driver(estimator)
     if driven.acts or driven.rows:
         data.batch.update(ship(_to_send(driven, here.prepared, fields, data.batch), None))
     return data
 
 
-def _to_send(driven: Driver, prepared: Mapping[str, Tensor] | None, rows: Mapping[str, Any], done: Any) -> Mapping[str, Tensor]:
+def _to_send(
+    driven: Driver, prepared: Mapping[str, Tensor] | None, rows: Mapping[str, Any], done: Any
+) -> Mapping[str, Tensor]:
     """What the driver found for the loss; formed now where verl's own estimator was used."""
     if prepared is None:
         prepared = driven.prepare({**rows, **dict(done.items())})
@@ -74,10 +75,13 @@ def _compute_advantage_tq(original: Any, self: Any, batch: Any, metrics: dict[st
     rows = _fetch(queue, batch, driven.wanted())
     rows["padding"] = [bool(tag.get("is_padding", False)) for tag in batch.tags]
     with beside(rows) as here:
+        here.driven = driven
         batch = original(self, batch, metrics)
     done: dict[str, Any] = {}
     if here.prepared is None:
-        done = _fetch(queue, batch, ["uid", "response_mask", "rm_scores", "token_level_rewards", "old_log_probs", "advantages"])
+        done = _fetch(
+            queue, batch, ["uid", "response_mask", "rm_scores", "token_level_rewards", "old_log_probs", "advantages"]
+        )
     sent = _to_send(driven, here.prepared, rows, done)
     if sent:
         lengths = queue.kv_batch_get(batch.keys, batch.partition_id, ["advantages"])["advantages"].offsets().diff()
