@@ -101,6 +101,10 @@ ACTOR = "actor_rollout_ref.actor."
             [_estimator("infotorch/empg"), "algorithm.rollout_correction.bypass_mode=True"],
             "bypass_mode=False",
         ),
+        (
+            ["trainer.use_v1=False", "algorithm.rollout_correction.bypass_mode=True"],
+            "verl's older trainer replaces infotorch/clip_cov in bypass mode",
+        ),
         ([_estimator("infotorch/entropy_sft")], "forms no advantages"),
         ([_estimator("infotorch/tempered_advantage")], "second temperature"),
     ],

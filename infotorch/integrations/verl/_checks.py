@@ -146,8 +146,14 @@ def check_config(config: Any) -> None:
             f"set {actor}loss_scale_factor to a constant",
             stacklevel=2,
         )
+    bypassed = setting("algorithm.rollout_correction.bypass_mode")
+    if loss_mode is not None and bypassed and setting("trainer.use_v1") is False:
+        raise ValueError(
+            f"loss_mode: verl's older trainer replaces {loss_mode} in bypass mode: set "
+            "algorithm.rollout_correction.bypass_mode=False or trainer.use_v1=True"
+        )
     sampling = {"entropy", "sampling_entropy"} & required([*_early(losses), *formers])
-    if sampling and setting("algorithm.rollout_correction.bypass_mode"):
+    if sampling and bypassed:
         raise ValueError(
             f"{by} needs the sampling policy's entropy, which verl computes with old log-probabilities: set "
             "algorithm.rollout_correction.bypass_mode=False"

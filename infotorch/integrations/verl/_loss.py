@@ -56,7 +56,9 @@ def policy_loss(
     method.to(log_prob.device)
     with _aggregated(method, loss_agg_mode, None if scale is None else float(scale)):
         out = method(batch)
-    return out.loss, {f"actor/{PREFIX}{name}": float(value) for name, value in out.metrics.items()}
+    # One transfer from the device for all of them.
+    values = torch.stack([value.detach().to(log_prob.device, torch.float32) for value in out.metrics.values()]).tolist()
+    return out.loss, {f"actor/{PREFIX}{name}": value for name, value in zip(out.metrics, values, strict=True)}
 
 
 def _check_entropy(method: Recipe, log_prob: Tensor, fields: Mapping[str, Tensor]) -> None:

@@ -100,12 +100,10 @@ def _queue() -> Any:
 
 def _fetch(queue: Any, batch: Any, names: list[str]) -> dict[str, Any]:
     """The stored ones of these fields: tensors padded to ``(B, T)``, others as lists."""
-    names = [name for name in names if batch.fields is None or name in batch.fields]
-    if not names:
-        return {}
-    stored = queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
+    asked = sorted({*names, "uid"})  # the queue leaves out what it does not have; this one it has
+    stored = queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=asked)
     found: dict[str, Any] = {}
-    for name in names:
+    for name in (name for name in names if name in stored):
         value = stored[name]
         nested = isinstance(value, Tensor) and value.is_nested
         found[name] = stored.select(name).to_padded_tensor()[name] if nested else value
