@@ -18,11 +18,13 @@ pytest.importorskip("tensordict")
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
-from verl.trainer.ppo import core_algos
+from verl.trainer.ppo import core_algos, ray_trainer
+from verl.trainer.ppo.v1 import trainer_sync
 from verl.utils import config as verl_config
 
 from infotorch.integrations import verl as ours
 from infotorch.integrations._fields import sets_temperatures
+from infotorch.integrations.verl import _advantage
 from infotorch.losses import recipe, recipe_names, registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "verl.md").read_text()
@@ -120,6 +122,17 @@ def test_a_configuration_that_cannot_train_is_refused(overrides, message) -> Non
 def test_statistics_of_logits_need_verls_fsdp_engine() -> None:
     with pytest.raises(ValueError, match="strategy to fsdp or fsdp2"):
         ours.check_config(configured(_loss("infotorch/siren"), ACTOR + "strategy=megatron"))
+
+
+def test_trainers_check_what_a_launch_of_ones_own_has_not(monkeypatch) -> None:
+    bad, good = configured(_loss("infotorch/spear")), configured()
+    for trainer in (ray_trainer.RayPPOTrainer, trainer_sync.PPOTrainerSync):
+        rest = (None, {}, None) if trainer is ray_trainer.RayPPOTrainer else ()
+        with pytest.raises(ValueError, match="The rest of 'spear'"):
+            trainer(bad, *rest)
+    monkeypatch.setattr(_advantage, "_loss_mode", None)
+    trainer_sync.PPOTrainerSync(config=good)
+    assert _advantage._loss_mode == "infotorch/clip_cov"
 
 
 def test_a_step_that_is_seen_beforehand_is_refused() -> None:

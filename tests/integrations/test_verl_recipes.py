@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -215,10 +219,10 @@ def through_the_queue(found: dict, estimator: str, loss_mode: str, monkeypatch, 
     return queue.kv_batch_get(batch.keys, batch.partition_id, batch.fields)
 
 
-def train(data: TensorDict, found: dict, loss_mode: str):
+def train(data: TensorDict, found: dict, loss_mode: str, ranks: int = 1):
     """Loss and gradients of verl's ``ppo_loss`` on two rows at a time, after the worker was told of the batch."""
     config = actor_config(loss_scale_factor=T)
-    tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(found["mask"].sum()), global_batch_size=B)
+    tu.assign_non_tensor(data, dp_size=ranks, batch_num_tokens=int(found["mask"].sum()), global_batch_size=B)
     worker = make_worker()
     bind_loss(worker, loss_mode, config)
     method = _worker.recipe_of(worker)
@@ -242,9 +246,9 @@ def train(data: TensorDict, found: dict, loss_mode: str):
     return total, *(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves.values())
 
 
-def reference(name: str) -> Recipe:
+def reference(spec: Mapping[str, Any]) -> Recipe:
     """The recipe with verl's aggregation in every part that sets none."""
-    spec = {**recipe(name, **options_of(name)).to_dict(), "aggregation": Aggregation("token-mean", row_eps=1e-8)}
+    spec = {**copy.deepcopy(dict(spec)), "aggregation": Aggregation("token-mean", row_eps=1e-8)}
     for part in (spec["policy"], *spec.get("regularizers", ())):
         if str(part.get("aggregation")).endswith("-norm"):
             part["aggregation"] = Aggregation(part["aggregation"], length=T)
@@ -257,14 +261,27 @@ def loss_mode_of_the_process():
     _advantage.set_loss_mode(None)
 
 
+# Beside every name: what stands in for two that are refused, and an anchor that the first batch sets.
+VARIANTS = {
+    "hapo without temperatures": recipe("hapo", tau=0).to_dict(),
+    "siren with an anchor": recipe("siren", coef=0.3).to_dict(),
+    "spear without replay": {
+        "rewards": [{"name": "tool_reward", "decay": 200}],
+        "advantage": "dr_bot",
+        "policy": {"name": "clip_cov", "ratio": 1.0, "lower": 0.05, "upper": 40.0, "clip_high": 0.28},
+    },
+}
+
+
 @pytest.mark.parametrize("trainer", ["ray", "queue"])
-@pytest.mark.parametrize("name", TRAINS)
+@pytest.mark.parametrize("name", [*TRAINS, *VARIANTS])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_recipe_is_the_same_in_verl(name, trainer, monkeypatch, loss_mode_of_the_process) -> None:
-    full = ours.register(f"all-{name}", name, **options_of(name))
+    spec = VARIANTS.get(name) or recipe(name, **options_of(name)).to_dict()
+    full = ours.register(f"all-{name}", spec)
     found = fields(torch.float32)
     loss_mode_of_the_process(full)
-    advantages, total, *gradients = expected(reference(name), found)
+    advantages, total, *gradients = expected(reference(spec), found)
     if trainer == "ray":
         data = through_the_older_trainer(found, full)
         given = data["advantages"]
@@ -272,10 +289,27 @@ def test_a_recipe_is_the_same_in_verl(name, trainer, monkeypatch, loss_mode_of_t
         data = through_the_queue(found, full, full, monkeypatch)
         given = data["advantages"].to_padded_tensor(0.0)[:B]
     torch.testing.assert_close(given, advantages.float())
+    if trainer == "ray" and "anchor" in name:
+        with pytest.raises(ValueError, match=r"siren needs TokenBatch\.top_p_entropy"):
+            train(data, found, full)
+        return
     loss, *grads = train(data, found, full)
     torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)
     for grad, other in zip(grads, gradients, strict=True):
         torch.testing.assert_close(grad, torch.zeros_like(grad) if other is None else other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ppo", "clip_cov", "copo", "ares_kl", "epo", "siren", "entropy_bonus", "gspo"])
+def test_the_mean_of_ranks_is_the_whole_loss(name, loss_mode_of_the_process) -> None:
+    """Data parallelism averages gradients, so each rank's loss is that many times its share."""
+    found, results = fields(torch.float32), []
+    for ranks in (1, 2):
+        full = ours.register(f"ranks-{name}", name, **options_of(name))  # with a state of its own
+        loss_mode_of_the_process(full)
+        results.append(train(through_the_older_trainer(found, full), found, full, ranks))
+    one, two = results
+    for whole_one, whole_two in zip(one, two, strict=True):
+        torch.testing.assert_close(whole_two, 2 * whole_one)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_LOSS))
@@ -395,7 +429,7 @@ def test_through_verls_own_transfer_queue(name, monkeypatch, ray_queue, loss_mod
     found = fields(torch.float32)
     loss_mode_of_the_process(full)
     data = through_the_queue(found, full, full, monkeypatch, ray_queue)
-    advantages, total, log_probs, *_ = expected(reference(name), found)
+    advantages, total, log_probs, *_ = expected(reference(recipe(name, **options_of(name)).to_dict()), found)
     torch.testing.assert_close(data["advantages"].to_padded_tensor(0.0)[:B], advantages.float())
     loss, grad, *_ = train(data, found, full)
     torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)

@@ -106,6 +106,20 @@ def test_driver_and_actor_keep_their_own_state(worker) -> None:
     assert not driven.regularizers
 
 
+@pytest.mark.parametrize("loss_mode", ["infotorch/epo", "vanilla"])
+def test_the_older_trainer_keeps_the_sampling_entropies(loss_mode) -> None:
+    hooked = ray_trainer.RayPPOTrainer._compute_old_log_prob
+    around = hooked.__closure__[[*hooked.__code__.co_freevars].index("around")].cell_contents
+    found = DataProto.from_dict({"old_log_probs": torch.zeros(2, 3), "entropys": torch.ones(2, 3)})
+    config = {
+        "algorithm": {"adv_estimator": "grpo"},
+        "actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": loss_mode}}},
+    }
+    trainer = SimpleNamespace(config=OmegaConf.create(config))
+    kept, _ = around(lambda self, batch: (found, 0.0), trainer, None)
+    assert ("old_entropy" in kept.batch) == (loss_mode != "vanilla")
+
+
 def observed(rows: list[list[int]]) -> float:
     """The reference entropy after two rollout batches, of which this process has some rows."""
     if torch.distributed.is_initialized():
