@@ -420,6 +420,14 @@ def test_the_drivers_metrics_are_logged(monkeypatch) -> None:
     full = ours.register("logged", "ear")
     through_the_queue(fields(torch.float32), full, "vanilla", monkeypatch, metrics=metrics)
     assert 0 <= metrics["actor/infotorch/negative_scale_fraction"] <= 1
+    full = ours.register("curriculum", "canon", schedule="cosine", total=8, warmup=4, odd="drop_median")
+    for _ in range(2):
+        through_the_queue(fields(torch.float32), full, full, monkeypatch, metrics=metrics)
+    assert 0 < metrics["actor/infotorch/inter_share"] < 1  # of the second step; the actor counts none
+    tensors = {"log_prob": torch.zeros(1, 1), "old_log_prob": torch.zeros(1, 1), "advantages": torch.ones(1, 1)}
+    _, logged = core_algos.get_policy_loss_fn(full)(**tensors, response_mask=torch.ones(1, 1), config=actor_config())
+    assert "actor/infotorch/clip_fraction" in logged
+    assert "actor/infotorch/inter_share" not in logged
 
 
 @pytest.mark.slow  # starts Ray

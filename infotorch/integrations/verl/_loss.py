@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infotorch.core import Aggregation
 from infotorch.integrations._fields import turns_of
-from infotorch.integrations.verl._checks import by_length, check_loss, loss_parts
+from infotorch.integrations.verl._checks import advantage_parts, by_length, check_loss, loss_parts
 from infotorch.integrations.verl._registry import PREFIX, current_recipe
 from infotorch.integrations.verl._side import side, split
 from infotorch.losses import Recipe, TokenBatch
@@ -56,9 +56,12 @@ def policy_loss(
     method.to(log_prob.device)
     with _aggregated(method, loss_agg_mode, None if scale is None else float(scale)):
         out = method(batch)
+    # What rewards and advantages report is the driver's to say, where they are formed.
+    elsewhere = {name for part in advantage_parts(method) for name in part.rollout_metrics()}
+    metrics = {name: value for name, value in out.metrics.items() if name not in elsewhere}
     # One transfer from the device for all of them.
-    values = torch.stack([value.detach().to(log_prob.device, torch.float32) for value in out.metrics.values()]).tolist()
-    return out.loss, {f"actor/{PREFIX}{name}": value for name, value in zip(out.metrics, values, strict=True)}
+    values = torch.stack([value.detach().to(log_prob.device, torch.float32) for value in metrics.values()]).tolist()
+    return out.loss, {f"actor/{PREFIX}{name}": value for name, value in zip(metrics, values, strict=True)}
 
 
 def _check_entropy(method: Recipe, log_prob: Tensor, fields: Mapping[str, Tensor]) -> None:
