@@ -116,7 +116,6 @@ class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
         defaults = self.settings
         self.target, self.delta = defaults["target"], defaults["delta"]
         self.low, self.high = defaults["low"], defaults["high"]
-        self.aggregation = defaults["aggregation"]
         _check_controller(defaults["initial"], self.target, self.delta, self.low, self.high)
         self.register_buffer("coef", torch.tensor(float(defaults["initial"])))
         self.register_buffer("last_entropy", torch.tensor(float("inf")))
@@ -127,7 +126,7 @@ class AdaptiveEntropyBonus(Part, name="adaptive_entropy_bonus"):
         batch.require("adaptive_entropy_bonus", "entropy")
         assert batch.entropy is not None
         coef = torch.where(self.last_entropy <= self.target, self.coef, 0.0)
-        out = entropy_bonus(batch, coef=coef, aggregation=self.aggregation)
+        out = entropy_bonus(batch, coef=coef, aggregation=self.settings["aggregation"])
         if self.training:
             self.window.add(masked_sum(batch.entropy.detach().double(), batch.mask), batch.mask.sum())
         out.metrics["entropy_coef"] = coef.detach().clone()

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("verl")
 pytest.importorskip("tensordict")
-tiny = importlib.import_module("_tiny_lm")
 
-from tensordict import TensorDict  # noqa: E402
-from verl.trainer.ppo import core_algos  # noqa: E402
-from verl.utils import tensordict_utils as tu  # noqa: E402
-from verl.utils.profiler import DistProfiler  # noqa: E402
-from verl.workers.config import FSDPActorConfig  # noqa: E402
-from verl.workers.engine.base import BaseEngine  # noqa: E402
-from verl.workers.utils import losses as verl_losses  # noqa: E402
-from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
+from verl.trainer.ppo import core_algos
+from verl_actor import CpuEngine, T, actor_config, make_worker, rollout, sampled, tiny, update
 
-from infotorch.core import token_stats  # noqa: E402
-from infotorch.integrations import verl as ours  # noqa: E402
-from infotorch.losses import TokenBatch, recipe, recipe_names  # noqa: E402
+from infotorch.integrations import verl as ours
+from infotorch.integrations.verl._side import beside
+from infotorch.losses import TokenBatch, recipe, recipe_names
 
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
-B, T = 6, 5
-
-
-def actor_config(**options) -> FSDPActorConfig:
-    return FSDPActorConfig(
-        strategy="fsdp",
-        rollout_n=1,
-        ppo_micro_batch_size_per_gpu=2,
-        ppo_mini_batch_size=B,
-        use_dynamic_bsz=False,
-        **options,
-    )
+B = 6
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -151,14 +130,14 @@ def test_advantages_see_the_batch() -> None:
         log_probs=batch["old_log_probs"],
         ref_log_probs=batch["ref_log_prob"],
         mask=mask,
-        rewards=(batch["token_level_rewards"] * mask).sum(1),
+        rewards=batch["token_level_rewards"].sum(1),
         group=torch.arange(B) // 2,
     )
     torch.testing.assert_close(found, recipe("kl_reward", coef=0.5).prepare(record).advantages)
 
 
 def test_absent_entropy_is_loud() -> None:
-    with pytest.raises(ValueError, match=r"entropy_bonus needs TokenBatch\.entropy, which is missing"):
+    with pytest.raises(ValueError, match=r"entropy_bonus needs TokenBatch\.entropy.*calculate_entropy=True"):
         call("infotorch/entropy_bonus", "token-mean", {})
     ours.register("test-bare", {"policy": "ppo"})
     with pytest.raises(ValueError, match="forms no advantages"):
@@ -175,10 +154,99 @@ def test_absent_entropy_is_loud() -> None:
         ("ares_kl", "ares_kl needs TokenBatch"),
     ],
 )
-def test_what_verl_cannot_give_is_loud(monkeypatch, name, message) -> None:
-    monkeypatch.setattr(ours, "_built", {})  # the training worker tells every recipe in use of its steps
+def test_what_verl_cannot_give_is_loud(name, message) -> None:
     with pytest.raises(ValueError, match=message):
         call("infotorch/" + name, "token-mean", {})
+
+
+@pytest.mark.parametrize("name", ["ppo", "clip_cov", "entropy_bonus", "gspo"])
+def test_half_precision_is_computed_in_float32(name) -> None:
+    half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in tensors().items()}
+    entropy = torch.rand(B, T).bfloat16().requires_grad_()
+    leaf = half["log_prob"].requires_grad_()
+    function = core_algos.get_policy_loss_fn("infotorch/" + name)
+    with beside({"entropy": entropy}):
+        torch.manual_seed(0)
+        loss, _ = function(**half, config=actor_config())
+    (grad,) = torch.autograd.grad(loss, leaf)
+    assert loss.dtype == torch.float32
+    assert grad.dtype == torch.bfloat16
+    wide = {key: value.detach().float() if value.is_floating_point() else value for key, value in half.items()}
+    with beside({"entropy": entropy.float()}):
+        torch.manual_seed(0)
+        torch.testing.assert_close(function(**wide, config=actor_config())[0], loss)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["ppo", "clip_cov", "entropy_bonus", "gspo", "copo"])
+def test_a_micro_batch_without_tokens_is_0_with_a_zero_gradient(name, mode) -> None:
+    """Rows that verl adds so that a batch divides hold no valid token."""
+    values = {**tensors(), "response_mask": torch.zeros(B, T, dtype=torch.bool)}
+    values["log_prob"][0, 0] = torch.nan  # what stands in padding may be anything
+    leaf = values["log_prob"].requires_grad_()
+    rows = {f"extra_{key}": torch.zeros(B) for key in ("copo_advantages", "copo_weight", "answer_entropy")}
+    config = actor_config()
+    config.global_batch_info.update(dp_size=2, batch_num_tokens=37, global_batch_size=11)
+    with beside({"entropy": torch.rand(B, T).requires_grad_(), **rows}):
+        loss, _ = core_algos.get_policy_loss_fn("infotorch/" + name)(**values, loss_agg_mode=mode, config=config)
+    (grad,) = torch.autograd.grad(loss, leaf)
+    assert loss == 0
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_an_entropy_without_gradient_is_loud() -> None:
+    values = tensors()
+    values["log_prob"].requires_grad_()
+    function = core_algos.get_policy_loss_fn("infotorch/entropy_bonus")
+    with beside({"entropy": torch.rand(B, T)}), pytest.raises(ValueError, match="gave one without"):
+        function(**values, config=actor_config())
+    with beside({"entropy": torch.rand(B, T)}), torch.no_grad():
+        function(**values, config=actor_config())  # an evaluation
+
+
+@pytest.mark.parametrize("scale", [None, 9.0])
+def test_lengths_of_a_recipes_own_aggregation_are_verls(scale) -> None:
+    """Dr. GRPO divides by a constant; verl pads every micro-batch to another length."""
+    values = tensors()
+    config = actor_config(loss_scale_factor=scale)
+    config.global_batch_info.update(loss_scale_factor=scale)
+    loss, _ = core_algos.get_policy_loss_fn("infotorch/dr_grpo")(**values, config=config)
+    mode = {"mode": "batch-mean-token-sum-norm", "length": scale}
+    fields = {name + "s": values[name] for name in ("log_prob", "old_log_prob")}
+    record = TokenBatch(**fields, mask=values["response_mask"], advantages=values["advantages"])
+    torch.testing.assert_close(loss, recipe("dr_grpo", aggregation=mode)(record).loss)
+    assert ours.current_recipe("infotorch/dr_grpo").policy.options["aggregation"] == "batch-mean-token-sum-norm"
+
+
+def test_the_adaptive_bonus_takes_verls_aggregation(monkeypatch) -> None:
+    full = ours.register("test-adaptive-mode", "adaptive_entropy_bonus", target=9.0, initial=0.5)
+    monkeypatch.setattr(ours.current_recipe(full).regularizers[0], "last_entropy", torch.tensor(0.0))
+    entropy, mask = torch.rand(B, T, dtype=torch.float64).requires_grad_(), tensors()["response_mask"]
+    losses = {}
+    for name in (full, "infotorch/ppo"):
+        with beside({"entropy": entropy}):
+            losses[name] = core_algos.get_policy_loss_fn(name)(
+                **tensors(), loss_agg_mode="seq-mean-token-sum", config=actor_config()
+            )[0]
+    torch.testing.assert_close(losses[full] - losses["infotorch/ppo"], -0.5 * (entropy * mask).sum(1).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("clip_cov", {"ratio": 2.0}, r"ratio: expected a number in \[0, 1\], got 2.0"),
+        ("ppo", {"clip_low": -0.1}, "clip_low: expected a number"),
+        ("copo", {"mode": "nothing"}, "mode: expected one of"),
+        ("entropy_cap", {"cap": -1.0}, "cap: expected a number"),
+        ("canon", {"mu": 3.0}, "mu: expected a number"),
+        ("overlong", {"buffer": 0}, "buffer: expected a number"),
+    ],
+)
+def test_options_out_of_range_are_refused_at_registration(name, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours.register("wrong", name, **options)
+    with pytest.raises(ValueError, match="name: expected one of"):
+        ours.current_recipe("infotorch/wrong")
 
 
 def test_options_are_refused_at_registration() -> None:
@@ -190,132 +258,15 @@ def test_options_are_refused_at_registration() -> None:
         ours.current_recipe("infotorch/nothing")
 
 
-# -- verl's ppo_loss and training worker, with a CPU engine: verl's own engines run on CUDA and NPU only ---------------
-
-
-def rollout(seed: int = 0) -> TensorDict:
-    """Four prompts and responses as verl's trainer sends them to the actor."""
-    g = torch.Generator().manual_seed(seed)
-    rows, prompt, response = 4, 3, T
-    ids = torch.randint(2, 20, (rows, prompt + response), generator=g)
-    lengths = torch.tensor([5, 3, 4, 2])
-    mask = torch.arange(response) < lengths[:, None]
-    attention = torch.cat([torch.ones(rows, prompt, dtype=torch.bool), mask], 1).long()
-    position = (attention.cumsum(1) - 1).clamp(min=0)
-    data = TensorDict(
-        {
-            "input_ids": ids,
-            "attention_mask": attention,
-            "response_mask": mask,
-            "position_ids": position,
-            "prompts": ids[:, :prompt],
-            "responses": ids[:, prompt:],
-            "advantages": torch.randn(rows, 1, generator=g).expand(rows, response) * mask,
-            "old_log_probs": torch.zeros(rows, response),
-        },
-        batch_size=[rows],
-    )
-    return data
-
-
-class CpuEngine(BaseEngine):
-    """What verl's FSDP engine does, on one process without sharding: micro-batches of two rows."""
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.module = tiny.model()
-        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1)
-        self.entropy = True
-
-    def train_mode(self, **_):
-        return contextlib.nullcontext()
-
-    eval_mode = train_mode
-
-    def optimizer_zero_grad(self) -> None:
-        self.optimizer.zero_grad()
-
-    def optimizer_step(self) -> float:
-        self.optimizer.step()
-        return 0.0
-
-    def lr_scheduler_step(self) -> float:
-        return 0.1
-
-    def is_mp_src_rank_with_outputs(self) -> bool:
-        return True
-
-    def get_data_parallel_size(self) -> int:
-        return 1
-
-    def get_data_parallel_rank(self) -> int:
-        return 0
-
-    def get_data_parallel_group(self):
-        return torch.distributed.group.WORLD
-
-    def outputs(self, data: TensorDict) -> dict[str, torch.Tensor]:
-        ids, mask = data["input_ids"], data["attention_mask"]
-        stats = [token_stats(self.module(row[None]).logits[0], row.roll(-1)) for row in ids.unbind()]
-        assert len(mask) == len(stats)
-        nest = torch.nested.as_nested_tensor
-        found = {"log_probs": nest([s.log_probs for s in stats], layout=torch.jagged)}
-        if self.entropy:
-            found["entropy"] = nest([s.entropy for s in stats], layout=torch.jagged)
-        return found
-
-    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only: bool = False) -> dict:
-        tu.assign_non_tensor(data, batch_num_tokens=int(data["response_mask"].sum()), dp_size=1)
-        losses = []
-        for part in tu.chunk_tensordict(data, 2):
-            loss, metrics = loss_function(model_output=self.outputs(part), data=part, dp_group=None)
-            loss.backward()
-            losses.append(float(loss.detach()))
-        return {"model_output": {}, "loss": losses, "metrics": metrics}
+# -- verl's ppo_loss and training worker ------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def worker(monkeypatch, tmp_path):
-    module = pytest.importorskip("verl.workers.engine_workers")
+def worker(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    made = object.__new__(module.TrainingWorker)
-    made.engine = CpuEngine()
-    made.engine_config = made.model_config = _Config()
-    made.profiler = DistProfiler(rank=0, config=None)
-    made._postprocess_output = lambda output, **_: tu.get_tensordict({}, {"metrics": output["metrics"]})
-    yield made
+    yield make_worker()
     torch.distributed.destroy_process_group()
-
-
-class _Config:
-    use_dynamic_bsz = use_fused_kernels = forward_only = False
-    max_token_len_per_gpu, micro_batch_size_per_gpu = None, 2
-
-    def get(self, name, default=None):
-        return default
-
-
-def update(worker, loss_mode: str, data: TensorDict, config: FSDPActorConfig, epochs: int = 1) -> torch.Tensor:
-    from functools import partial
-
-    from verl.workers.config.actor import PolicyLossConfig
-
-    object.__setattr__(config, "policy_loss", PolicyLossConfig(loss_mode=loss_mode))
-    worker.loss_fn = partial(verl_losses.ppo_loss, config=config)
-    data = left_right_2_no_padding(data.clone())
-    tu.assign_non_tensor(data, mini_batch_size=4, epochs=epochs, seed=0, global_batch_size=4)
-    worker.train_mini_batch(data)
-    return torch.cat([p.detach().flatten() for p in worker.engine.module.parameters()])
-
-
-def sampled(worker, data: TensorDict, **more: torch.Tensor) -> TensorDict:
-    """With the log-probabilities of the policy as it is."""
-    with torch.no_grad():
-        stats = token_stats(worker.engine.module(data["input_ids"]).logits[:, 2:-1], data["responses"])
-    data["old_log_probs"] = stats.log_probs * data["response_mask"]
-    for name, value in more.items():
-        data[name] = value
-    return data
 
 
 def test_the_actor_path_trains_like_verls_own_loss(worker) -> None:
