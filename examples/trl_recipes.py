@@ -38,6 +38,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip_cov": {"ratio": 0.05, "lower": 0.5},
     "siren": {},
     "empg": {},
+    "hapo": {},
+    # These two train on rows besides TRL's: a second sample set, and repeated ones (from a buffer for 64 rows a step).
+    "arbitrary_entropy": {},
+    "spear": {"ratio": 0.05, "lower": 0.5, "buffer": {"size": 32}, "warmup": 20},
 }
 OWN = "TRL's own loss"
 WARMUP, LR = 400, 1e-3
@@ -155,14 +159,15 @@ def main() -> None:
     )
 
     plt = plotting()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), constrained_layout=True)
     for name in names:
-        style = {"linestyle": "--", "linewidth": 2.4, "color": "#999999"} if name == OWN else {}
+        # Over the recipe grpo, with which it coincides.
+        style = {"linestyle": "--", "color": "#bbbbbb", "zorder": 3} if name == OWN else {}
         for axis, key in zip(axes, ("reward", "entropy"), strict=True):
             axis.plot(torch.tensor([found[key] for found in runs[name]]).mean(0), label=name, **style)
-    for axis, title in zip(axes, ("reward (per generation batch)", "entropy, nats per token (per step)"), strict=True):
-        axis.set_title(title)
-    axes[1].legend()
+    for axis, title, unit in zip(axes, ("reward", "entropy, nats per token"), ("batch", "optimizer step"), strict=True):
+        axis.set(title=title, xlabel=unit)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "trl-recipes.png")
     path = write_ledger(

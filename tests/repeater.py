@@ -38,4 +38,6 @@ class Repeater(Part):
         self.seen.append(batch)
         per_token = torch.where(batch.mask, batch.log_ratio, 0.0)
         count = batch.mask.sum().clamp(min=1) if batch.num_tokens is None else batch.num_tokens
-        return LossOutput(per_token.sum() / count, per_token, {"repeated": batch.mask.any(1).sum().float()})
+        return LossOutput(
+            batch.world_size * per_token.sum() / count, per_token, {"repeated": batch.mask.any(1).sum().float()}
+        )

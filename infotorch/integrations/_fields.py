@@ -53,7 +53,7 @@ def reads_sampling_policy(recipe: Recipe) -> bool:
 
 
 def sets_temperatures(recipe: Recipe) -> bool:
-    """Whether a recipe wants each token sampled at a temperature of its own, which these frameworks cannot do.
+    """Whether a recipe wants each token sampled at a temperature of its own.
 
     >>> from infotorch.losses import recipe
     >>> sets_temperatures(recipe("hapo")), sets_temperatures(recipe("hapo", tau=0))

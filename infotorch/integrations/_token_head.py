@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class TokenHead:
     ) -> None:
         self.temperature, self.options, self.fp32, self.output = temperature, dict(options), fp32, output
         self.stats: TokenStats | None = None
+        self._seen: list[TokenStats] | None = None
         self.config = model.config.get_text_config()
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.scale = logit_scale(self.config)
@@ -67,6 +69,8 @@ class TokenHead:
             kind = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
         self.stats = self.statistics(hidden, weight, bias, labels.clamp(min=0), mask)
+        if self._seen is not None:
+            self._seen.append(self.stats)
         loss = -self._log_probs.sum() / mask.sum().clamp(min=1)
         return self.output(
             loss=loss,
@@ -87,6 +91,15 @@ class TokenHead:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return token_stats(logits, labels, **common)
+
+    @contextmanager
+    def recording(self, temperature: float) -> Iterator[list[TokenStats]]:
+        """Divide the logits by another temperature within this context, and keep the statistics of every call."""
+        before, self.temperature, self._seen = self.temperature, temperature, []
+        try:
+            yield self._seen
+        finally:
+            self.temperature, self._seen = before, None
 
     @property
     def _log_probs(self) -> Tensor:

@@ -12,12 +12,16 @@ that choose tokens within a micro-batch.
 A second forward pass, without gradient, is made only for recipes whose rewards, advantages or histories read the
 sampling policy's entropies, once per generation batch; TRL makes that pass itself where it needs old log-probabilities.
 
+Rows that a recipe adds (a second sample set, replay) go through the same pass as the others, in the same optimizer
+steps. A generation batch then has more rows than TRL sampled, and its micro-batches more than
+``per_device_train_batch_size``.
+
 Tested with TRL 1.16.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,47 +29,40 @@ from typing import Any
 import torch
 import transformers
 import trl
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from infotorch.core import distributed
+from infotorch.core import TokenStats, distributed
 from infotorch.core._checks import check_choice
 from infotorch.core.reduce import masked_sum
-from infotorch.integrations._fields import (
-    answer_ids,
-    optimizer_window,
-    reads_sampling_policy,
-    sets_temperatures,
-    turns_of,
-)
+from infotorch.integrations._fields import answer_ids, optimizer_window, reads_sampling_policy, turns_of
 from infotorch.integrations._token_head import TokenHead
-from infotorch.losses import ON_POLICY, LossOutput, Recipe, TokenBatch
+from infotorch.integrations._trl_checks import check
+from infotorch.integrations._trl_rows import (
+    PREFIX,
+    SOURCE,
+    counts_of,
+    cut,
+    empty_rows,
+    fill_up,
+    join,
+    mask_of,
+    payload_of,
+    record_of,
+    repeated,
+)
+from infotorch.integrations._trl_sampling import apart, shares, token_temperatures
+from infotorch.losses import AUXILIARY, ON_POLICY, LossOutput, Recipe, Replay, TokenBatch
 from infotorch.losses import recipe as named_recipe
+from infotorch.losses.registry import AuxiliarySampling
 
 __all__ = ["RecipeGRPOTrainer"]
 
-TESTED = "1.16"
 STATE = "infotorch_recipe.pt"
-_PREFIX = "infotorch/"
-# Arguments of GRPOConfig that shape the loss; with a recipe they would be ignored, so they must stand at their default.
-_DECIDED_BY_RECIPE = (
-    "loss_type",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "importance_sampling_level",
-    "scale_rewards",
-    "multi_objective_aggregation",
-    "top_entropy_quantile",
-    "entropy_coef",
-    "use_adaptive_entropy",
-    "off_policy_mask_threshold",
-    "use_bias_correction_kl",
-    "sapo_temperature_pos",
-    "sapo_temperature_neg",
-)
-_ROWS = ("rewards", "group", "answer", "trajectory")
-_TOKENS = ("old_entropy", "advantages", "turn")
+_EXTRAS, _SAMPLED = PREFIX + "extras/", PREFIX + "sampled/"
+# Fields of the record that a loss finds in a micro-batch.
+_KEPT = ("rewards", "group", "answer", "trajectory", "source", "old_entropy", "turn")
 
 
 class RecipeGRPOTrainer(trl.GRPOTrainer):
@@ -87,10 +84,11 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
     Raises:
         ValueError: The configuration sets a loss of its own, the recipe needs a reference and ``beta`` is 0 (TRL
             loads the reference model only then; any positive number does), needs answers or extras and there is no
-            function for them, or needs what TRL's generation cannot give (a second sample set, replay, a
-            temperature for every token).
+            function for them, samples at other temperatures and the engine takes none (``rollout_func``; for those of
+            single tokens vLLM, too), or wants optimizer steps of their own for repeated rows.
 
-    Metrics appear in TRL's logs under ``recipe/``, the mean entropy as ``entropy``. The recipe's state is saved in each
+    Metrics appear in TRL's logs under ``recipe/``, the mean entropy as ``entropy``, those of a second sample set under
+    ``auxiliary/``. The recipe's state is saved in each
     checkpoint and restored; a checkpoint of another recipe is refused.
 
     Example::
@@ -122,12 +120,14 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
         elif isinstance(recipe, Mapping):
             recipe = Recipe.from_dict(recipe)
         config = kwargs.get("args", args[2] if len(args) > 2 else None)
-        _check(recipe, config, answers, extras)
+        check(recipe, config, answers=answers, extras=extras, rollout_func=kwargs.get("rollout_func"))
         self.recipe, self._answers, self._extras, self._per = recipe, answers, extras, counts
-        self._sampled: dict[str, Tensor] = {}
+        self._reads_sampling = reads_sampling_policy(recipe) or recipe.wants_auxiliary or recipe.replays
+        self._passes: list[tuple[Tensor, Tensor]] = []
         self._row_rewards: Tensor | None = None
         self._completions: Sequence[Any] = ()
         super().__init__(*args, **kwargs)
+        self._pad_id: int = self._tokenizer.pad_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.recipe.to(self.accelerator.device)
         model: Any = self.model
         if hasattr(model, "get_base_model"):  # PEFT
@@ -153,114 +153,191 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
         return per_function
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's forward pass; that of the sampling policy is remembered with its entropies."""
-        sampling = not torch.is_grad_enabled() and model is self.model
-        if sampling:
-            kwargs["compute_entropy"] = True
+        """TRL's forward pass; the policy's without gradient are remembered with their entropies."""
+        if torch.is_grad_enabled():
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        kwargs["compute_entropy"] = kwargs.get("compute_entropy", False) or model is self.model
         found = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if sampling:
-            self._sampled = {"log_probs": found[0], "entropy": found[1]}
+        if model is self.model:
+            self._passes.append((found[0], found[1]))
         return found
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's sampling; in training at temperatures of the recipe where it sets any."""
+        rule = self.recipe.sampling_temperature(self.temperature)
+        if not self.model.training or not callable(rule):
+            return super()._generate_single_turn(*args, **kwargs)
+        with token_temperatures(self.accelerator.unwrap_model(self.model), rule, self.temperature):
+            return super()._generate_single_turn(*args, **kwargs)
+
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """TRL's generation batch with the recipe's advantages, and the fields that its losses read."""
-        self._sampled = {}
-        output = super()._generate_and_score_completions(inputs)
-        mask = _mask(output)
-        sampled = self._sampled
-        # TRL's own pass for old log-probabilities keeps the entropy, never what a recipe asks for beside it.
-        wanted = {"entropy", *self.recipe.token_options.get("extras", ())}
-        if reads_sampling_policy(self.recipe) and not wanted <= set(sampled):
-            sampled = self._sampling_statistics(output)
-        fields = self._fields(output, mask, sampled)
-        extras = {} if self._extras is None else dict(self._extras(inputs, output))
-        training = self.model.training
-        self.recipe.train(training)
-        prepared = self._prepare_everywhere(fields, extras, len(mask))
+        """TRL's generation batch with the recipe's advantages, the rows that it adds, and what its losses read."""
+        self.recipe.train(self.model.training)
+        output = self._with_second_set(inputs, self._sample(inputs))
+        prepared, replay = self._prepare_everywhere(output)
+        # Parts keep in extras what their losses need (statistics of whole groups). Those of tokens under the policy
+        # that sampled were for them alone.
+        output = {name: value for name, value in output.items() if not name.startswith((_EXTRAS, _SAMPLED))}
+        sampled = self.recipe.token_options.get("extras", ())
+        output |= {_EXTRAS + name: value for name, value in prepared.extras.items() if name not in sampled}
         output["advantages"] = prepared.advantages
-        for name in (*_ROWS, "old_entropy", "turn"):
+        for name in _KEPT:
             value = getattr(prepared, name)
             if value is not None:
-                output[_PREFIX + name] = value
-        # The caller's extras, and what parts keep there for their losses (statistics of whole groups).
-        for name, value in prepared.extras.items():
-            if name not in fields:
-                output[f"{_PREFIX}extras/{name}"] = value
+                output[PREFIX + name] = value
+        if not self.model.training:
+            return output
+        rows = len(output["completion_mask"])
+        if replay is not None:
+            world, rank = self.accelerator.num_processes, self.accelerator.process_index
+            output[SOURCE] = output.get(SOURCE, torch.full((rows,), ON_POLICY, device=prepared.mask.device))
+            output.setdefault("old_per_token_logps", prepared.old_log_probs)
+            more = repeated(replay, rank=rank, world_size=world, tools="tool_mask" in output)
+            output = output if more is None else join((output, more), self._pad_id)
+            rows += -(-len(replay.batch.mask) // world)
+        # TRL splits a generation batch into equal parts and would drop what is left over.
+        parts = self.args.steps_per_generation
+        return fill_up(output, -(-rows // parts) * parts)
+
+    def _sample(self, inputs: Any, group: Tensor | None = None, first: int = 0) -> dict[str, Any]:
+        """TRL's generation batch, and beside it what a recipe reads before there are advantages.
+
+        Args:
+            inputs: Rows of the data set, one per completion.
+            group: Numbers of their prompts; by default every ``num_generations`` rows have one prompt.
+            first: Number of the first row of all processes.
+        """
+        self._passes = []
+        output = super()._generate_and_score_completions(inputs)
+        assert self._row_rewards is not None
+        rows, device = len(output["completion_mask"]), output["completion_mask"].device
+        start = self.accelerator.process_index * rows
+        rewards = self._row_rewards[start : start + rows]
+        index = torch.arange(start, start + rows, device=device)
+        if group is None:
+            group = index // (self.num_generations if self.model.training else self.num_generations_eval)
+        # A completion that no reward function could score stands in a group of its own, with nothing to learn from.
+        group = torch.where(rewards.isnan(), -1 - index - first, group.to(device))
+        output |= {PREFIX + "rewards": rewards.nan_to_num(0.0), PREFIX + "group": group}
+        output[PREFIX + "trajectory"] = index + first
+        if self._answers is not None:
+            found = self._answers(self._completions)
+            if len(found) != rows:
+                raise ValueError(f"answers: expected {rows} answers, one per completion, got {len(found)}")
+            output[PREFIX + "answer"] = answer_ids(found).to(device)
+        extras = {} if self._extras is None else dict(self._extras(inputs, output))
+        output |= {_EXTRAS + name: value for name, value in extras.items()}
+        sampled = self._statistics_of_sampling(output)
+        output |= {_SAMPLED + name: value for name, value in sampled.items()}
         return output
 
-    @torch.no_grad()
-    def _sampling_statistics(self, output: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Log-probabilities, entropies and further statistics of the policy that sampled."""
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
-        attention = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
-        keep, size = output["completion_ids"].shape[1], self.args.per_device_train_batch_size
-        parts: dict[str, list[Tensor]] = {}
-        for rows in torch.arange(len(ids), device=ids.device).split(size):
-            log_probs, entropy, _ = self._get_per_token_logps_and_entropies(
-                self.model, ids[rows], attention[rows], keep, compute_entropy=True
-            )
-            found = {"log_probs": log_probs, "entropy": entropy, **self._further_statistics(keep)}
-            for name, value in found.items():
-                parts.setdefault(name, []).append(value)
-        return {name: torch.cat(values) for name, values in parts.items()}
+    def _statistics_of_sampling(self, output: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Log-probabilities, entropies and what a recipe asks for beside them, of the policy that sampled.
 
-    def _further_statistics(self, keep: int) -> dict[str, Tensor]:
-        stats = self._head.stats
-        assert stats is not None
-        found = {name: getattr(stats, name) for name in self.recipe.token_options.get("extras", ())}
-        return {name: value[:, -keep:] for name, value in found.items()}
-
-    def _fields(self, output: Mapping[str, Any], mask: Tensor, sampled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's part of the record, before advantages."""
-        assert self._row_rewards is not None
-        rows = len(mask)
-        first = self.accelerator.process_index * rows
-        rewards = self._row_rewards[first : first + rows]
-        generations = self.num_generations if self.model.training else self.num_generations_eval
-        index = torch.arange(first, first + rows, device=mask.device)
-        group = index // generations
-        # A completion that no reward function could score stands in a group of its own, with nothing to learn from.
-        unscored = rewards.isnan()
-        group = torch.where(unscored, -1 - index, group)
-        fields = {
-            "mask": mask,
-            "rewards": rewards.nan_to_num(0.0),
-            "group": group,
-            "trajectory": index,
-            "tokens": output["completion_ids"],
-            "turn": turns_of(mask),
-            "log_probs": sampled.get("log_probs", torch.zeros_like(mask, dtype=torch.float32)),
-        }
+        Nothing, or what TRL computed anyway, where no part reads them.
+        """
         old = output.get("old_per_token_logps")
-        if old is not None:
-            fields["log_probs"] = old
-        fields |= {name: value for name, value in sampled.items() if name != "log_probs"}
-        if "ref_per_token_logps" in output:
+        # With an adapter TRL's reference pass runs the same model: the pass is known by its result.
+        known = next((entropy for log_probs, entropy in self._passes if log_probs is old), None)
+        found = {} if known is None else {"log_probs": old, "entropy": known}
+        wanted = {"entropy", *self.recipe.token_options.get("extras", ())}
+        if not wanted <= set(found) and self._reads_sampling:
+            found = self._scored(output)
+        return found
+
+    @torch.no_grad()
+    def _scored(self, output: Mapping[str, Any], scale: float = 1.0) -> dict[str, Tensor]:
+        """Statistics of a generation batch under the present policy, its temperature multiplied by ``scale``."""
+        with self._head.recording(self.temperature * scale) as seen:
+            log_probs, entropy, _ = self._forward(self.model, output, self.args.per_device_train_batch_size)
+        self._passes = []
+        return {"log_probs": log_probs, "entropy": entropy, **self._further_statistics(seen, output)}
+
+    def _further_statistics(self, seen: Sequence[TokenStats], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the recipe asks for besides log-probabilities and entropies, from the head's calls for a batch."""
+        keep, names = batch["completion_ids"].shape[1], self.recipe.token_options.get("extras", ())
+        return {name: torch.cat([getattr(stats, name) for stats in seen])[:, -keep:] for name in names}
+
+    # -- what a recipe wants besides the ordinary samples ----------------------------------------------------------
+
+    def _with_second_set(self, inputs: Any, output: dict[str, Any]) -> dict[str, Any]:
+        """The generation batch with the recipe's second sample set behind it, or scored at another temperature."""
+        if not self.recipe.wants_auxiliary:
+            return output
+        training = self.model.training
+        # Evaluation moves no controller.
+        asked = self.recipe if training else copy.deepcopy(self.recipe)
+        plan = asked.auxiliary(record_of(self._fields(output)))
+        if plan is None:
+            return output
+        more = self._sample_again(inputs, plan) if training and plan.fraction else None
+        if more is not None:
+            output[SOURCE] = torch.zeros_like(output[PREFIX + "group"])
+            output = join((output, more), self._pad_id)
+        if plan.rescore:
+            output[_EXTRAS + "tempered_log_probs"] = self._scored(output, plan.temperature)["log_probs"]
+        return output
+
+    def _sample_again(self, inputs: Any, plan: AuxiliarySampling) -> dict[str, Any] | None:
+        """This process's share of the completions that are sampled once more, at the plan's temperature."""
+        everyone, generations = gather_object(list(inputs)), self.num_generations
+        world, samples = self.accelerator.num_processes, plan.samples or self.num_generations
+        prompts = len(everyone) // generations
+        before = self._generation_batches() * prompts
+        chosen = plan.chosen(before + torch.arange(prompts)).nonzero().squeeze(1).tolist()
+        if not chosen:
+            return None
+        prompt, real = shares(chosen, samples, world)[self.accelerator.process_index]
+        again = [everyone[p * generations] for p in prompt]
+        with apart(self, temperature=self.temperature * plan.temperature, samples=samples) as metrics:
+            output = self._sample(again, torch.tensor(prompt), first=len(everyone))
+        for name in ("reward", "completions/mean_length"):
+            self._metrics["train"][f"auxiliary/{name}"] += metrics[name]
+        output[SOURCE] = torch.full_like(output[PREFIX + "group"], AUXILIARY)
+        if output.get("importance_sampling_ratio") is not None:
+            # Moving towards the tempered policy is the purpose: its temperature is not corrected for.
+            output["importance_sampling_ratio"] = torch.ones_like(output["importance_sampling_ratio"])
+        empty_rows(output, torch.arange(len(prompt), device=output[SOURCE].device) >= real)
+        return output
+
+    def _generation_batches(self) -> int:
+        """How many there were before this one; right after a resume, too, where TRL counts from 0 again."""
+        steps = self.args.gradient_accumulation_steps
+        done = self.state.global_step * steps + self._step % steps
+        return done // (self.args.steps_per_generation * self.num_iterations)
+
+    # -- the recipe, on all processes' rows ------------------------------------------------------------------------
+
+    def _fields(self, output: Mapping[str, Any]) -> dict[str, Tensor]:
+        """This process's part of the record, before advantages."""
+        mask = mask_of(output)
+        fields = {"mask": mask, "tokens": output["completion_ids"], "turn": turns_of(mask)}
+        fields["log_probs"] = torch.zeros_like(mask, dtype=torch.float32)
+        for name, value in output.items():
+            for prefix in (_SAMPLED, _EXTRAS, PREFIX):
+                if name.startswith(prefix):
+                    fields["extras/" * (prefix == _EXTRAS) + name.removeprefix(prefix)] = value
+                    break
+        if output.get("old_per_token_logps") is not None:
+            fields["log_probs"] = output["old_per_token_logps"]
+        if output.get("ref_per_token_logps") is not None:
             fields["ref_log_probs"] = output["ref_per_token_logps"]
-        if self._answers is not None:
-            gathered = self._answers(self._completions)
-            if len(gathered) != rows:
-                raise ValueError(f"answers: expected {rows} answers, one per completion, got {len(gathered)}")
-            fields["answer"] = answer_ids(gathered).to(mask.device)
         return fields
 
-    def _prepare_everywhere(self, fields: Mapping[str, Tensor], extras: Mapping[str, Tensor], rows: int) -> TokenBatch:
-        """Run ``Recipe.prepare`` on the completions of all processes and keep this one's rows."""
-        names = {**fields, **{f"extras/{name}": value for name, value in extras.items()}}
-        everywhere = {name: self._gather(value) for name, value in names.items()}
-        further = {
-            name.removeprefix("extras/"): everywhere.pop(name)
-            for name in list(everywhere)
-            if name.startswith("extras/")
-        }
+    def _prepare_everywhere(self, output: Mapping[str, Any]) -> tuple[TokenBatch, Replay | None]:
+        """Run ``Recipe.prepare`` on the rows of all processes: this one's, and what is to be repeated by all."""
+        fields = self._fields(output)
+        replays = self.recipe.replays and self.model.training
+        prompts = {name: output[name] for name in ("prompt_ids", "prompt_mask")} if replays else {}
+        everywhere = {name: self._gather(value) for name, value in {**fields, **prompts}.items()}
+        prompts = {name: everywhere.pop(name) for name in prompts}
+        rows, length = fields["mask"].shape
         own = self.accelerator.process_index * rows
-        known = {f.name for f in dataclasses.fields(TokenBatch)}
-        further |= {name: everywhere.pop(name) for name in list(everywhere) if name not in known}
-        record: Any = everywhere
         with distributed.one_process():
-            prepared = self.recipe.prepare(TokenBatch(**record, extras=further))
-        length = fields["mask"].shape[1]
-        return _cut(prepared.select(slice(own, own + rows)), length)
+            prepared = self.recipe.prepare(record_of(everywhere))
+            payload = payload_of({**prompts, **everywhere}) if replays else {}
+            replay = self.recipe.replay(prepared, payload) if replays else None
+        return cut(prepared.select(slice(own, own + rows)), length), replay
 
     def _gather(self, x: Tensor) -> Tensor:
         """Rows of all processes, padded to one length (``mask`` is False there)."""
@@ -276,24 +353,12 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The recipe's loss on one micro-batch."""
-        mask = _mask(inputs)
-        keep = mask.shape[1]
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        passed = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles")
-        passed += ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
-        log_probs, entropy, router_loss = self._get_per_token_logps_and_entropies(
-            model,
-            ids,
-            attention,
-            keep,
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs.get(name) for name in passed},
-        )
         training = self.model.training
         self.recipe.train(training)
-        batch = self._batch(inputs, mask, log_probs, entropy)
+        if training and self.recipe.sees_step:
+            self._show_step()
+        log_probs, entropy, router_loss = self._forward(model, inputs)
+        batch = self._batch(inputs, log_probs, entropy)
         out = self.recipe(batch)
         loss = out.loss
         if self.aux_loss_enabled and router_loss is not None:
@@ -302,21 +367,46 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
         self._log_metrics(out, batch)
         return loss
 
-    def _batch(self, inputs: Mapping[str, Any], mask: Tensor, log_probs: Tensor, entropy: Tensor) -> TokenBatch:
-        further = self._further_statistics(mask.shape[1])
-        extras = {
-            name.removeprefix(_PREFIX + "extras/"): value
-            for name, value in inputs.items()
-            if name.startswith(_PREFIX + "extras/")
-        }
+    def _forward(self, model: Any, inputs: Mapping[str, Any], size: int | None = None) -> Any:
+        """TRL's forward pass, ``size`` rows at a time: log-probabilities, entropies, router loss."""
+        passed = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles")
+        passed += ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
+        return self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+            inputs["completion_ids"].shape[1],
+            size,
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: inputs.get(name) for name in passed},
+        )
+
+    @torch.no_grad()
+    def _show_step(self) -> None:
+        """At its start, show all rows of an optimizer step to the parts that choose by them."""
+        per_generation = self.args.steps_per_generation
+        window = optimizer_window(self._step, per_generation, self.current_gradient_accumulation_steps)
+        if len(window) == 1 or self._step % per_generation != window.start:
+            return
+        rows = [self._buffered_inputs[i] for i in window]
+        batches = [self._batch(row, *self._forward(self.model, row)[:2]) for row in rows]
+        self._passes = []
+        whole = TokenBatch.cat(batches)
+        counts = {name: getattr(batches[0], name) for name in ("num_tokens", "num_sequences")}
+        self.recipe.before_step(whole.replace(**counts))
+
+    def _batch(self, inputs: Mapping[str, Any], log_probs: Tensor, entropy: Tensor) -> TokenBatch:
+        mask = mask_of(inputs)
+        assert self._head.stats is not None
+        further = self._further_statistics([self._head.stats], inputs)
+        extras = {name.removeprefix(_EXTRAS): x for name, x in inputs.items() if name.startswith(_EXTRAS)}
         extras |= {name: value for name, value in further.items() if name != "top_p_entropy"}
-        fields: dict[str, Any] = {
-            name: inputs[_PREFIX + name] for name in (*_ROWS, "old_entropy", "turn") if _PREFIX + name in inputs
-        }
+        fields: dict[str, Any] = {name: inputs[PREFIX + name] for name in _KEPT if PREFIX + name in inputs}
         weights = inputs.get("importance_sampling_ratio")
         if weights is not None:
             fields["rollout_weights"] = weights.expand_as(mask)
-        tokens, sequences = self._counts(mask)
+        tokens, sequences = self._counts(inputs)
         return TokenBatch(
             log_probs=log_probs,
             mask=mask,
@@ -333,17 +423,15 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
             **fields,
         )
 
-    def _counts(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _counts(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Tokens and sequences of the optimizer step that this micro-batch belongs to, over all processes."""
-        counts = torch.stack((mask.sum(), mask.any(1).sum())).double()
-        scale = 1.0
+        counts, scale = counts_of(inputs), 1.0
         if self.model.training:
-            per_generation = self.args.steps_per_generation
-            steps = self.current_gradient_accumulation_steps
+            per_generation, steps = self.args.steps_per_generation, self.current_gradient_accumulation_steps
             window = optimizer_window(self._step, per_generation, steps if self._per == "step" else per_generation)
-            masks = [_mask(self._buffered_inputs[i]) for i in window]
-            counts = torch.stack([torch.stack((m.sum(), m.any(1).sum())) for m in masks]).sum(0).double()
-            scale = steps / len(window)  # 1, unless a step is no whole part of the generation batch
+            counts = torch.stack([counts_of(self._buffered_inputs[i]) for i in window]).sum(0)
+            # 1, unless a step is no whole part of the generation batch
+            scale = steps / len(window)
         tokens, sequences = (distributed.all_reduce_sum(counts) * scale).unbind()
         return tokens.clamp(min=1), sequences.clamp(min=1)
 
@@ -352,9 +440,10 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
         for name, value in out.metrics.items():
             metrics[f"recipe/{name}"].append(self.accelerator.gather(value.detach().float()).mean().item())
         assert batch.entropy is not None
-        sums = torch.stack((masked_sum(batch.entropy.detach(), batch.mask), batch.mask.sum()))
-        total, count = distributed.all_reduce_sum(sums)
-        metrics["entropy"].append((total / count.clamp(min=1)).item())
+        own = batch.only(ON_POLICY).mask
+        total, count = distributed.all_reduce_sum(torch.stack((masked_sum(batch.entropy.detach(), own), own.sum())))
+        if count > 0:
+            metrics["entropy"].append((total / count).item())
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -385,64 +474,3 @@ class _AfterStep(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move controllers."""
         self.recipe.after_step()
-
-
-def _mask(inputs: Mapping[str, Any]) -> Tensor:
-    """The policy's own tokens: completions less what tools wrote."""
-    mask = inputs["completion_mask"].bool()
-    return mask & inputs["tool_mask"].bool() if inputs.get("tool_mask") is not None else mask
-
-
-def _cut(batch: TokenBatch, length: int) -> TokenBatch:
-    """The first ``length`` positions of what the caller goes on to use."""
-    changes: dict[str, Any] = {}
-    for name in ("log_probs", "old_log_probs", "mask", *_TOKENS):
-        value = getattr(batch, name)
-        if value is not None:
-            changes[name] = value[:, :length]
-    for name in ("entropy", "top_p_entropy", "ref_log_probs", "tokens", "rollout_weights"):
-        changes[name] = None
-    whole = batch.mask.shape
-    extras = {name: x[:, :length] if x.shape[:2] == whole else x for name, x in batch.extras.items()}
-    return batch.replace(**changes, extras=extras)
-
-
-def _check(recipe: Recipe, config: Any, answers: Any, extras: Any) -> None:
-    """Refuse, before a model is loaded, what could only fail later or be ignored silently."""
-    if not trl.__version__.startswith(TESTED + "."):
-        raise ImportError(f"trl: expected {TESTED}.*, which this trainer is tested with, got {trl.__version__}")
-    for part in recipe.parts():
-        if part.info.source != ON_POLICY:
-            raise ValueError(
-                f"recipe: {part.info.name!r} needs rows besides those sampled for the step (a second sample set or "
-                "replay), which TRL's generation does not give; use infotorch.rlvr.RLVRModule"
-            )
-    if sets_temperatures(recipe):
-        raise ValueError(
-            "recipe: it sets a temperature for every token that is sampled, which TRL's generation does not take; use "
-            "infotorch.rlvr.RLVRModule, or switch that part off (tau=0 for 'hapo')"
-        )
-    if "answer" in recipe.required and answers is None:
-        raise ValueError("answers: this recipe needs TokenBatch.answer; pass a function of the completions")
-    missing = sorted(name for name in recipe.required if name.startswith("extras."))
-    given = set(recipe.token_options.get("extras", ()))
-    missing = [name for name in missing if name.removeprefix("extras.") not in given]
-    if missing and extras is None:
-        raise ValueError(f"extras: this recipe needs {', '.join(missing)}; pass a function that returns them")
-    if config is None:
-        config = trl.GRPOConfig
-    defaults = {f.name: f.default for f in dataclasses.fields(trl.GRPOConfig)}
-    for name in _DECIDED_BY_RECIPE:
-        value = getattr(config, name, defaults.get(name))
-        if name in defaults and value != defaults[name] and not (name == "scale_rewards" and value == "group"):
-            raise ValueError(
-                f"args.{name}: the recipe decides the loss; expected the default {defaults[name]!r}, got {value!r}"
-            )
-    needs_reference = "ref_log_probs" in recipe.required
-    beta = getattr(config, "beta", 0.0)
-    if needs_reference and not beta:
-        raise ValueError(
-            "args.beta: this recipe needs a reference model, which TRL loads for a beta other than 0, got 0"
-        )
-    if beta and not needs_reference:
-        raise ValueError(f"args.beta: the recipe has no KL term, got beta={beta}; give it the regularizer 'kl'")

@@ -272,6 +272,11 @@ class Part(nn.Module):
         """Whether this part overrides :meth:`replay`."""
         return type(self).replay is not Part.replay
 
+    @property
+    def replays_apart(self) -> bool:
+        """Whether what :meth:`replay` returns is to be trained on in optimizer steps of its own."""
+        return False
+
     def after_step(self) -> None:
         """Called once after every optimizer step; parts with a controller override it."""
 

@@ -278,6 +278,11 @@ class SelfImitation(ScheduledPart, name="self_imitation"):
             out.metrics[f"replay_{name}"] = out.loss.new_tensor(self.buffer.latest.get(name, 0.0))
         return out
 
+    @property
+    def replays_apart(self) -> bool:
+        """Whether repeated rows get optimizer steps of their own."""
+        return self.combine == "alternate"
+
     def replay(self, batch: TokenBatch, payload: Mapping[str, Sequence[Tensor]]) -> Replay | None:
         """Store the good rows of this step, and hand some back if there are enough.
 
@@ -288,7 +293,7 @@ class SelfImitation(ScheduledPart, name="self_imitation"):
         if float(replay_weight(self.step, coef=self.coef, warmup=self.warmup)) == 0:
             return None
         found = self.buffer.draw(step, batch.mask.device)
-        return None if found is None else dataclasses.replace(found, separate=self.combine == "alternate")
+        return None if found is None else dataclasses.replace(found, separate=self.replays_apart)
 
 
 register_recipe(

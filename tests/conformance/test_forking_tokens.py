@@ -25,7 +25,9 @@ def check_fork(case) -> None:
         "clip_high": p["clip_ratio_high"],
         "dual_clip": p["clip_ratio_c"],
     }
-    case.seen.add("official_is_nan")  # where the released code gave NaN the file holds verl's reduction instead
+    # The released code gave NaN where a row lost all its tokens; the file holds verl's reduction instead.
+    kept_rows = forking_mask(case.inputs["entropies"], case.inputs["response_mask"].bool(), ratio=p["rho"]).any(1)
+    assert bool(case.out("official_is_nan")) == (not kept_rows.all())
     make = from_case(case, entropy=case.inputs["entropies"])
     for key in list(case.outputs):
         if "." not in key:
