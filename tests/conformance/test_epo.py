@@ -160,9 +160,7 @@ def check_trajectory(case) -> None:
     reference = torch.tensor(case.params["Hbar"], dtype=torch.float64)
     # The first step has no past. Every row is one turn, so that its number does not matter.
     known = reference if case.params["k"] > 0 else None
-    check_paper(
-        case, reference, {"reference": known, "aggregation": "trajectory"}, trajectory=ids(case.inputs["traj"])
-    )
+    check_paper(case, reference, {"reference": known, "aggregation": "trajectory"}, trajectory=ids(case.inputs["traj"]))
 
 
 def check_per_turn(case) -> None:
