@@ -6,14 +6,14 @@ NaN and infinities included, and gets a gradient of exactly zero. An empty mask 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from infotorch.core._checks import check_bool_mask, check_choice, check_range
+from infotorch.core._checks import check_bool_mask, check_choice, check_range, is_traced
 
 AGGREGATION_MODES = (
     "token-mean",
@@ -27,12 +27,42 @@ AGGREGATION_MODES = (
 )
 
 
+def indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float) -> Tensor:
+    """1 where ``torch.gt``, ``torch.ne``, ... holds between ``a`` and ``b``, else 0, in the floating type of ``a``.
+
+    Without gradient. Ones and zeros can be multiplied and added up at once; a boolean takes a CPU, which compares
+    and converts it an entry at a time, five times longer.
+
+    >>> indicator(torch.gt, torch.tensor([1.0, 3.0]), 2.0)
+    tensor([0., 1.])
+    """
+    a, b = a.detach(), b.detach() if isinstance(b, Tensor) else b
+    if a.device.type == "cpu" and not is_traced():
+        return compare(a, b, out=a.new_empty(0))
+    return compare(a, b).to(a.dtype)
+
+
+def ones_inside(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as ones and zeros of a floating type; one that is no longer boolean, as it is in that type.
+
+    >>> ones_inside(torch.tensor([True, False]), torch.float32)
+    tensor([1., 0.])
+    """
+    # Read as bytes, which a CPU converts several at a time, unlike booleans.
+    return (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).to(dtype)
+
+
 def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
     """``x`` where the mask holds, 0 elsewhere; the gradient outside the mask is exactly 0.
+
+    The mask is boolean, or the ones and zeros that :func:`ones_inside` made of one.
 
     >>> zero_outside(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
     tensor([1., 0.])
     """
+    if x.is_floating_point() and (x.device.type == "cpu" or mask.is_floating_point()):
+        # The gradient of ReLU is the same choice, x or 0, which a CPU makes for several entries at a time.
+        return torch.ops.aten.threshold_backward(x, ones_inside(mask, x.dtype), 0)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
@@ -375,7 +405,10 @@ class Aggregation:
         num_sequences: Tensor | float | None = None,
         world_size: int = 1,
     ) -> Tensor:
-        """The same for values that are 0 outside the mask already, unchecked: one pass less."""
+        """The same for values that are 0 outside the mask already, unchecked: one pass less.
+
+        The mask may be ones and zeros of a floating type.
+        """
         if self.mode == "token-sum":
             return x.sum() * world_size
         if self.mode == "token-mean":
