@@ -6,14 +6,15 @@ NaN and infinities included, and gets a gradient of exactly zero. An empty mask 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from infotorch.core._checks import check_bool_mask, check_choice, check_range, is_traced
+from infotorch.core._checks import check_bool_mask, check_choice, check_range
+from infotorch.core._choice import zero_outside
 
 AGGREGATION_MODES = (
     "token-mean",
@@ -25,45 +26,6 @@ AGGREGATION_MODES = (
     "batch-mean-token-mean",
     "batch-mean-token-sum-norm",
 )
-
-
-def indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float) -> Tensor:
-    """1 where ``torch.gt``, ``torch.ne``, ... holds between ``a`` and ``b``, else 0, in the floating type of ``a``.
-
-    Without gradient. Ones and zeros can be multiplied and added up at once; a boolean takes a CPU, which compares
-    and converts it an entry at a time, five times longer.
-
-    >>> indicator(torch.gt, torch.tensor([1.0, 3.0]), 2.0)
-    tensor([0., 1.])
-    """
-    a, b = a.detach(), b.detach() if isinstance(b, Tensor) else b
-    if a.device.type == "cpu" and not is_traced():
-        return compare(a, b, out=a.new_empty(0))
-    return compare(a, b).to(a.dtype)
-
-
-def ones_inside(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as ones and zeros of a floating type; one that is no longer boolean, as it is in that type.
-
-    >>> ones_inside(torch.tensor([True, False]), torch.float32)
-    tensor([1., 0.])
-    """
-    # Read as bytes, which a CPU converts several at a time, unlike booleans.
-    return (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).to(dtype)
-
-
-def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
-    """``x`` where the mask holds, 0 elsewhere; the gradient outside the mask is exactly 0.
-
-    The mask is boolean, or the ones and zeros that :func:`ones_inside` made of one.
-
-    >>> zero_outside(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
-    tensor([1., 0.])
-    """
-    if x.is_floating_point() and (x.device.type == "cpu" or mask.is_floating_point()):
-        # The gradient of ReLU is the same choice, x or 0, which a CPU makes for several entries at a time.
-        return torch.ops.aten.threshold_backward(x, ones_inside(mask, x.dtype), 0)
-    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
@@ -346,9 +308,8 @@ def aggregate(
     return aggregation(x, mask, num_tokens=num_tokens, num_sequences=num_sequences, world_size=world_size)
 
 
-def _at_least_one(given: Tensor | float | None, local: Tensor | float, like: Tensor) -> Tensor:
+def _at_least_one(count: Tensor | float, like: Tensor) -> Tensor:
     """The divisor as a tensor; zero counts become one, because their numerators are zero too."""
-    count = local if given is None else given
     return torch.as_tensor(count, dtype=like.dtype, device=like.device).clamp(min=1)
 
 
@@ -409,19 +370,28 @@ class Aggregation:
 
         The mask may be ones and zeros of a floating type.
         """
-        if self.mode == "token-sum":
-            return x.sum() * world_size
-        if self.mode == "token-mean":
-            return x.sum() / _at_least_one(num_tokens, mask.sum(), x) * world_size
+        total, count = self._ratio(x, mask, num_tokens, num_sequences)
+        value = total if count is None else total / count
+        return value if world_size == 1 else value * world_size
 
-        counts, rows = mask.sum(-1), x.sum(-1)
+    def _ratio(
+        self, x: Tensor, mask: Tensor, num_tokens: Tensor | float | None, num_sequences: Tensor | float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is summed over the batch and what it is divided by, if by anything."""
+        if self.mode == "token-sum":
+            return x.sum(), None
+        if self.mode == "token-mean":
+            return x.sum(), _at_least_one(mask.sum() if num_tokens is None else num_tokens, x)
+
+        counts, rows = mask.sum(-1).to(x.dtype), x.sum(-1)
         if self.mode.endswith("token-mean"):
             # Empty rows have sum 0; the clamp only spares them a 0/0.
-            rows = rows / (counts.to(x.dtype) + self.row_eps).clamp(min=1.0 if self.row_eps == 0 else self.row_eps)
+            rows = rows / (counts + self.row_eps if self.row_eps else counts.clamp(min=1.0))
         if self.mode.endswith("-norm"):
             length = x.shape[1] if self.length is None else self.length
             rows = rows / check_range("length", length, 0.0, low_open=True)
         if self.mode == "seq-mean-token-sum-norm" and self.legacy_norm:
-            return rows.sum() * world_size
-        local = (counts > 0).sum() if self.mode.startswith("seq-") else x.shape[0]
-        return rows.sum() / _at_least_one(num_sequences, local, x) * world_size
+            return rows.sum(), None
+        if num_sequences is None:
+            num_sequences = (counts > 0).sum() if self.mode.startswith("seq-") else x.shape[0]
+        return rows.sum(), _at_least_one(num_sequences, x)

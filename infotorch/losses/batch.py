@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_bool_mask, check_tensor
-from infotorch.core.reduce import ones_inside, zero_outside
+from infotorch.core._choice import ones_inside, zero_outside
 
 _PER_TOKEN = (
     "log_probs",
@@ -74,7 +74,8 @@ class TokenBatch:
         world_size: Multiplies every loss; set it to the number of ranks together with the global counts, since
             data parallelism takes the mean of the ranks' gradients.
         extras: Further tensors with B rows, by name, for parts that need them.
-        inside: The mask as ones and zeros of the log-probabilities' type, ``(B, T)``; not to be passed.
+        inside: The mask as ones and zeros of the log-probabilities' type, ``(B, T)``; formed here, like the next.
+        num_valid: Number of this batch's valid tokens, at least 1 and of that type: a divisor.
         validate: Whether to look at the values too (finite on valid tokens). One synchronization on a GPU.
 
     Raises:
@@ -109,6 +110,7 @@ class TokenBatch:
     world_size: int = 1
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     inside: Tensor = field(init=False, repr=False)
+    num_valid: Tensor = field(init=False, repr=False)
     validate: InitVar[bool] = True
 
     def __post_init__(self, validate: bool) -> None:
@@ -116,6 +118,7 @@ class TokenBatch:
         if validate and not torch.compiler.is_compiling():
             self._check_values()
         object.__setattr__(self, "inside", ones_inside(self.mask, widen(self.log_probs).dtype))
+        object.__setattr__(self, "num_valid", self.inside.sum().clamp(min=1))
         for name in _PER_TOKEN:
             value = getattr(self, name)
             if value is not None:

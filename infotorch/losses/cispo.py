@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from infotorch.core.reduce import indicator
+from infotorch.core._choice import indicator
 from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.ppo import AggregationLike, approx_kl, bounded, check_clip, reduce_loss, token_mean
 from infotorch.losses.registry import Part, register

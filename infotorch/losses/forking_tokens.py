@@ -27,7 +27,7 @@ from infotorch.core._checks import check_bool_mask, check_choice, check_range
 from infotorch.core.reduce import masked_mean, masked_quantile
 from infotorch.losses._select import Pool, lowest
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
+from infotorch.losses.ppo import AggregationLike, check_clip, clipped_surrogate, importance_ratio, reduce_loss
 from infotorch.losses.registry import Part, register
 
 
@@ -163,7 +163,7 @@ def forking_tokens(
         generator=generator,
     )
     per_token, metrics = clipped_surrogate(
-        bounded(batch.log_ratio, log_ratio_bound),
+        importance_ratio(batch, log_ratio_bound),
         batch,
         clip_low=clip_low,
         clip_high=clip_high,
