@@ -78,7 +78,7 @@ def _build(name: str, options: Options) -> Built:
     values = _inputs(options)
     version = version_of("infotorch") or "source tree"
     chosen = VERL[name][2] if name in VERL else {}
-    ours = partial(_ours, name, chosen, values)
+    ours = _ours(name, chosen, values)
     wide = {key: x.double() if x.is_floating_point() else x for key, x in values.items()}
     peers = [_verl(name, values)] if name in VERL and options.device == "cpu" else []
     peers += [_trl(name, values)] if name in TRL else []
@@ -108,27 +108,27 @@ def _run(loss: Callable[..., Tensor], values: dict[str, Tensor], leaves: Sequenc
     return {"loss": value.detach(), **found}
 
 
-def _ours(name: str, chosen: dict[str, Any], values: dict[str, Tensor]) -> Results:
+def _ours(name: str, chosen: dict[str, Any], values: dict[str, Tensor]) -> Callable[[], Results]:
     """The record with what the part reads, checks of shapes included, and the part."""
     info = registry.info(name)
     options = {**info.example, **chosen}
     reads = ("log_probs", "old_log_probs", "mask", *(n for n in info.requires if not n.startswith("extras.")))
     extras = {n.removeprefix("extras."): values["old_entropy"] for n in info.requires if n.startswith("extras.")}
     names = {"sampling_entropy": "old_entropy"}  # what a trainer gives where a part reads the one or the other
-    own = {names.get(field, field): values[names.get(field, field)] for field in reads}
+    own: dict[str, Any] = {names.get(field, field): values[names.get(field, field)] for field in reads}
+    draws = "generator" in info.options
 
     def loss(**leaves: Tensor) -> Tensor:
-        if "generator" in info.options:
+        if draws:
             options["generator"] = torch.Generator(values["mask"].device).manual_seed(0)
-        record: dict[str, Any] = {**own, **leaves}
-        return info.function(TokenBatch(**record, extras=extras, validate=False), **options).loss
+        return info.function(TokenBatch(**{**own, **leaves}, extras=extras, validate=False), **options).loss
 
-    return _run(loss, values, [leaf for leaf in LEAVES if leaf in reads])
+    return partial(_run, loss, values, [leaf for leaf in LEAVES if leaf in reads])
 
 
 def _reference(name: str, chosen: dict[str, Any], wide: dict[str, Tensor]) -> Results:
     """Ours in float64; that it is what verl and TRL compute is what the conformance tests show."""
-    return {**_ours(name, chosen, wide), "core": torch.zeros(())}
+    return {**_ours(name, chosen, wide)(), "core": torch.zeros(())}
 
 
 def _core_inputs(options: Options) -> tuple[Tensor, Tensor]:

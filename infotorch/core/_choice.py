@@ -15,6 +15,9 @@ from torch import Tensor
 
 from infotorch.core._checks import is_traced
 
+# ReLU's gradient: the first where the second is above a threshold, else 0. A product would keep NaN and infinity.
+_SELECT = torch.ops.aten.threshold_backward.default
+
 
 def ones_inside(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask as ones and zeros of a floating type; one that is no longer boolean, as it is in that type.
@@ -23,7 +26,9 @@ def ones_inside(mask: Tensor, dtype: torch.dtype) -> Tensor:
     tensor([1., 0.])
     """
     # Read as bytes, which are converted several at a time, unlike booleans.
-    return (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).to(dtype)
+    if mask.dtype == torch.bool:
+        mask = mask.view(torch.uint8)
+    return mask if mask.dtype == dtype else mask.to(dtype)
 
 
 def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
@@ -35,8 +40,7 @@ def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
     tensor([1., 0.])
     """
     if x.is_floating_point() and (x.device.type == "cpu" or mask.is_floating_point()):
-        # The gradient of ReLU is this choice, x or 0. A product would keep NaN and infinity.
-        return torch.ops.aten.threshold_backward(x, ones_inside(mask, x.dtype), 0)
+        return _SELECT(x, ones_inside(mask, x.dtype), 0)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
