@@ -393,5 +393,5 @@ class Aggregation:
         if self.mode == "seq-mean-token-sum-norm" and self.legacy_norm:
             return rows.sum(), None
         if num_sequences is None:
-            num_sequences = (counts > 0).sum() if self.mode.startswith("seq-") else x.shape[0]
+            num_sequences = counts.clamp(max=1).sum() if self.mode.startswith("seq-") else x.shape[0]
         return rows.sum(), _at_least_one(num_sequences, x)

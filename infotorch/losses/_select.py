@@ -60,14 +60,14 @@ def lowest(scores: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
     ranked = torch.where(eligible, scores, torch.inf)
     if ranked.device.type == "cpu" and not torch.compiler.is_compiling():
         # A CPU may ask how many: a partition is enough, and mostly there is no tie to break.
-        wanted = min(int(count), int(eligible.sum()))
+        wanted = min(int(count), int(eligible.count_nonzero()))
         if wanted <= 0:
             return torch.zeros_like(eligible)
         ordered = widen(ranked).numpy()
         ordered.partition(wanted - 1)
         boundary = float(ordered[wanted - 1])
         chosen = eligible & (scores <= boundary)
-        surplus = int(chosen.sum()) - wanted
+        surplus = int(chosen.count_nonzero()) - wanted
         if surplus > 0:
             chosen[(eligible & (scores == boundary)).nonzero()[-surplus:]] = False
         return chosen

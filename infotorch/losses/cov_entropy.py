@@ -59,9 +59,9 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local", detach: bool = 
     assert batch.advantages is not None
     current, advantages = batch.log_probs, batch.advantages.detach()
     log_probs = current.detach()
-    finite = indicator(torch.eq, (log_probs + advantages) * 0, 0.0)  # anything else times 0 is NaN
-    valid = batch.inside * finite
-    sums = summed(torch.stack([zero_outside(x, valid).sum() for x in (log_probs, advantages)] + [valid.sum()]), scope)
+    valid = batch.inside * indicator(torch.eq, (log_probs + advantages) * 0, 0.0)  # what is not finite gives NaN
+    parts = [zero_outside(log_probs, valid).sum(), zero_outside(advantages, valid).sum(), valid.sum()]
+    sums = summed(torch.stack(parts), scope)
     mean_log_prob, mean_advantage = sums[:2] / sums[2].clamp(min=1)
     centered = (log_probs if detach else current) - mean_log_prob
     return zero_outside((advantages - mean_advantage) * centered, valid)
@@ -132,14 +132,20 @@ def clip_cov(
     silenced = gain < advantages * weight
     candidates = batch.mask & ~silenced & (covariance > lower) & (covariance < upper)
     pool = Pool(batch.mask, scope)
-    flat = pool.draw(generator) if priorities is None else pool.flat(priorities)
-    selected = pool.own(lowest(flat, pool.flat(candidates), fraction(pool.mask.sum(), ratio)))
+    selected = pool.own(
+        lowest(
+            pool.draw(generator) if priorities is None else pool.flat(priorities),
+            pool.flat(candidates),
+            fraction(pool.mask.sum(), ratio),
+        )
+    )
+    gain = zero_outside(gain, ~selected)
     metrics = {
         "selected_fraction": token_mean(selected, batch),
         "covariance": token_mean(covariance, batch),
         "approx_kl": -token_mean(bounded(batch.log_ratio, log_ratio_bound), batch),
     }
-    return reduce_loss(batch, zero_outside(-gain, ~selected), aggregation, metrics)
+    return reduce_loss(batch, -gain, aggregation, metrics)
 
 
 @register(

@@ -19,7 +19,7 @@ from torch.nn.functional import hardtanh
 
 from infotorch.core._checks import check_choice, check_range
 from infotorch.core._choice import indicator, larger, ones_inside, smaller, zero_outside
-from infotorch.core.reduce import Aggregation, masked_mean
+from infotorch.core.reduce import Aggregation
 from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.registry import Part, register
 
@@ -127,26 +127,24 @@ def clipped_surrogate(
     for a method that gives it another gradient.
     """
     assert batch.advantages is not None
-    advantages, metrics = batch.advantages, {}
-    plain = ratio_cap is None and within is None
+    advantages, plain = batch.advantages, ratio_cap is None and within is None
+    seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
     if within is None:
         # Where the clipped ratio decides it is constant, unless a cap is narrower than the clip.
         within = _between(ratio.detach() if plain else ratio, 1 - clip_low, 1 + clip_high)
-    seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
     gain = smaller(advantages * seen, advantages * within)
     silenced = indicator(torch.lt, gain, advantages * seen)
-    metrics["clip_fraction"] = token_mean(silenced, batch)
-    metrics["clip_fraction_lower"] = gain.new_zeros(())
+    metrics = {"clip_fraction": token_mean(silenced, batch), "clip_fraction_lower": gain.new_zeros(())}
     if not plain:  # otherwise these are the same tokens
         silenced = ones_inside(torch.logical_or(*outside_clip(seen, advantages, clip_low, clip_high)), gain.dtype)
     by_row = ratio.shape[1] == 1  # one ratio a row: count rows, empty ones too
     metrics["clip_region"] = silenced.amax(1).mean() if by_row else token_mean(silenced, batch)
+    del within, silenced  # as large as the batch, and more are to come
     if dual_clip is not None:
         least = dual_clip * advantages.clamp(max=0)  # 0 for positive advantages, whose gain is never below it
         metrics["clip_fraction_lower"] = token_mean(indicator(torch.lt, gain, least), batch)
         gain = larger(gain, least)
-    metrics["approx_kl"] = approx_kl(batch)
-    return -gain, metrics
+    return -gain, {**metrics, "approx_kl": approx_kl(batch)}
 
 
 @register("ppo", "policy", requires=("advantages",))
@@ -247,15 +245,14 @@ def gspo(
     batch.require("gspo", "advantages")
     check_clip(clip_low, clip_high)
     check_choice("form", form, ("token", "sequence"))
-    log_ratio = batch.log_ratio
-    of_mean = log_ratio.detach() if form == "token" else log_ratio
-    mean = masked_mean(of_mean, batch.mask, dim=1).unsqueeze(1)
+    log_ratio = zero_outside(batch.log_ratio if form == "sequence" else batch.log_ratio.detach(), batch.inside)
+    log_ratio = (log_ratio.sum(1) / batch.inside.sum(1).clamp(min=1)).unsqueeze(1)
     if form == "token":
-        mean = mean + (log_ratio - of_mean)
+        log_ratio = log_ratio + (batch.log_probs - batch.log_probs.detach())
     if log_ratio_bound is not None:
-        mean = hardtanh(mean, -inf, log_ratio_bound)
+        log_ratio = hardtanh(log_ratio, -inf, log_ratio_bound)
     per_token, metrics = clipped_surrogate(
-        mean.exp(), batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap
+        log_ratio.exp(), batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap
     )
     return reduce_loss(batch, per_token, aggregation, metrics)
 
