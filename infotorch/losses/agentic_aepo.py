@@ -176,7 +176,7 @@ def agentic_aepo(
     if preserve == "both":
         kept = kept | (below & (advantages < 0))
     metrics["preserved_fraction"] = masked_mean(kept.to(per_token.dtype), batch.mask)
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class AgenticAEPO(Part, name="agentic_aepo"):

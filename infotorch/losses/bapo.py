@@ -318,7 +318,7 @@ def _within(
         "positive_share": bounds.share,
         "positive_share_active": bounds.active_share,
     }
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class BAPO(Part, name="bapo"):

@@ -55,7 +55,7 @@ def cispo(
         "clip_fraction": token_mean(indicator(torch.ne, weight, ratio), batch),
         "approx_kl": approx_kl(batch),
     }
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class CISPO(Part, name="cispo"):

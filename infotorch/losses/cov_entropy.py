@@ -145,7 +145,7 @@ def clip_cov(
         "covariance": token_mean(covariance, batch),
         "approx_kl": -token_mean(bounded(batch.log_ratio, log_ratio_bound), batch),
     }
-    return reduce_loss(batch, -gain, aggregation, metrics)
+    return reduce_loss(batch, -gain, aggregation, metrics, zeroed=True)
 
 
 @register(
@@ -211,7 +211,7 @@ def kl_cov(
         "covariance": token_mean(covariance, batch),
         "abs_kl": token_mean(distance, batch),
     }
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class ClipCov(Part, name="clip_cov"):

@@ -307,7 +307,7 @@ def _loss(
     for name, among in (("certain", batch.mask & (h <= 0)), ("uncertain", batch.mask & (h > 0))):
         metrics[f"clip_low_{name}"] = masked_mean(below.to(h.dtype), among)
         metrics[f"clip_high_{name}"] = masked_mean(above.to(h.dtype), among)
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 _SIGNAL_OPTIONS = ("pivot", "eps", "spread", "sign_bug_compat", "scope")

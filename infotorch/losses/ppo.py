@@ -34,15 +34,17 @@ def reduce_loss(
     *,
     mask: Tensor | None = None,
     num_tokens: Tensor | None = None,
+    zeroed: bool = False,
 ) -> LossOutput:
     """Weight by ``rollout_weights``, aggregate with the batch's global counts, and detach the metrics.
 
     ``mask`` replaces the batch's own where a method divides by the tokens it kept, ``num_tokens`` is then
-    their global count.
+    their global count. ``zeroed`` says that the values are 0 outside the mask by themselves, as everything is that
+    is multiplied with the advantages; that spares a pass over them.
     """
     if batch.rollout_weights is not None:
         per_token = per_token * batch.rollout_weights
-    return aggregate_loss(batch, per_token, aggregation, metrics, mask=mask, num_tokens=num_tokens)
+    return aggregate_loss(batch, per_token, aggregation, metrics, mask=mask, num_tokens=num_tokens, zeroed=zeroed)
 
 
 def aggregate_loss(
@@ -53,10 +55,12 @@ def aggregate_loss(
     *,
     mask: Tensor | None = None,
     num_tokens: Tensor | None = None,
+    zeroed: bool = False,
 ) -> LossOutput:
     """The same without ``rollout_weights``, which concern the policy loss alone."""
     kept = batch.inside if mask is None else ones_inside(mask, per_token.dtype)
-    per_token = zero_outside(per_token, kept)
+    if not zeroed:
+        per_token = zero_outside(per_token, kept)
     loss = Aggregation.of(aggregation).of_zeroed(
         per_token,
         kept,
@@ -127,7 +131,8 @@ def clipped_surrogate(
     for a method that gives it another gradient.
     """
     assert batch.advantages is not None
-    advantages, plain = batch.advantages, ratio_cap is None and within is None
+    advantages, kl = batch.advantages, approx_kl(batch)
+    plain = ratio_cap is None and within is None
     seen = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
     if within is None:
         # Where the clipped ratio decides it is constant, unless a cap is narrower than the clip.
@@ -140,11 +145,11 @@ def clipped_surrogate(
     by_row = ratio.shape[1] == 1  # one ratio a row: count rows, empty ones too
     metrics["clip_region"] = silenced.amax(1).mean() if by_row else token_mean(silenced, batch)
     del within, silenced  # as large as the batch, and more are to come
-    if dual_clip is not None:
+    if dual_clip is not None and dual_clip < inf:
         least = dual_clip * advantages.clamp(max=0)  # 0 for positive advantages, whose gain is never below it
         metrics["clip_fraction_lower"] = token_mean(indicator(torch.lt, gain, least), batch)
         gain = larger(gain, least)
-    return -gain, {**metrics, "approx_kl": approx_kl(batch)}
+    return -gain, {**metrics, "approx_kl": kl}
 
 
 @register("ppo", "policy", requires=("advantages",))
@@ -200,7 +205,7 @@ def ppo(
         dual_clip=dual_clip,
         ratio_cap=ratio_cap,
     )
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 @register("gspo", "policy", requires=("advantages",), surrogate=True)
@@ -254,7 +259,7 @@ def gspo(
     per_token, metrics = clipped_surrogate(
         log_ratio.exp(), batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap
     )
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class PPO(Part, name="ppo"):

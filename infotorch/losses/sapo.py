@@ -50,10 +50,11 @@ def sapo(
     check_range("tau_positive", tau_positive, 0.0, low_open=True)
     check_range("tau_negative", tau_negative, 0.0, low_open=True)
     assert batch.advantages is not None
+    metrics = {"approx_kl": approx_kl(batch)}
     ratio = importance_ratio(batch, log_ratio_bound)
     tau = tau_negative + (tau_positive - tau_negative) * indicator(torch.gt, batch.advantages, 0.0)
     per_token = torch.sigmoid(tau * (ratio - 1)) * (-4 * batch.advantages / tau)
-    return reduce_loss(batch, per_token, aggregation, {"approx_kl": approx_kl(batch)})
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class SAPO(Part, name="sapo"):
