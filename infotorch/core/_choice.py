@@ -2,7 +2,7 @@
 
 A CPU works on several floating entries at a time, but compares, converts and chooses by booleans one at a time, and a
 loss on a few thousand tokens is nothing but such passes. What is said here is what ``where``, ``>`` and ``maximum``
-say, values and gradients, in a fifth of their time.
+say, values and gradients, in a fraction of their time.
 """
 
 from __future__ import annotations

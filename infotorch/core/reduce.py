@@ -370,11 +370,11 @@ class Aggregation:
 
         The mask may be ones and zeros of a floating type.
         """
-        total, count = self._ratio(x, mask, num_tokens, num_sequences)
+        total, count = self._quotient(x, mask, num_tokens, num_sequences)
         value = total if count is None else total / count
         return value if world_size == 1 else value * world_size
 
-    def _ratio(
+    def _quotient(
         self, x: Tensor, mask: Tensor, num_tokens: Tensor | float | None, num_sequences: Tensor | float | None
     ) -> tuple[Tensor, Tensor | None]:
         """What is summed over the batch and what it is divided by, if by anything."""

@@ -259,7 +259,8 @@ def gspo(
     per_token, metrics = clipped_surrogate(
         log_ratio.exp(), batch, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap
     )
-    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
+    # Masked here, since a row's ratio stands outside the mask too and may be infinite.
+    return reduce_loss(batch, per_token, aggregation, metrics)
 
 
 class PPO(Part, name="ppo"):
