@@ -38,15 +38,7 @@ from infotorch.losses.ares_windows import (
     window_entropy,
     window_threshold,
 )
-from infotorch.losses.bapo import (
-    BAPO,
-    RatioBounds,
-    bapo,
-    bapo_bounds,
-    entropy_clip_terms,
-    retained_by_clip,
-    sampled_entropy_clip_terms,
-)
+from infotorch.losses.bapo import BAPO, RatioBounds, bapo, bapo_bounds
 from infotorch.losses.batch import AUXILIARY, ON_POLICY, REPLAY, LossOutput, Replay, TokenBatch
 from infotorch.losses.canon import CANON, canon_advantage, canon_advantages, cosine_restarts, inter_share
 from infotorch.losses.cispo import CISPO, cispo
@@ -78,6 +70,7 @@ from infotorch.losses.entropy_bonus import (
     adaptive_entropy_bonus,
     entropy_bonus,
 )
+from infotorch.losses.entropy_clip import entropy_clip_terms, retained_by_clip, sampled_entropy_clip_terms
 from infotorch.losses.entropy_history import EntropyHistory
 from infotorch.losses.entropy_modulation import ModulationState, adaptive_temperature, entropy_modulation
 from infotorch.losses.entropy_regularizer import EntropyRegularizer, entropy_regularizer, peak_mask

@@ -16,6 +16,7 @@ Deviations from the authors' code:
     - An empty mask gives loss 0 (there: NaN).
     - Tokens whose covariance is not finite take no part in means and selection.
     - KL-Cov takes a fraction, not a percentage that shrinks on small batches; ties go to the lowest index.
+    - A number of tokens that rounding leaves just short of an integer is that integer.
     - Log-ratios are clamped to 20 in the ratio, not in KL-Cov's penalty (``log_ratio_bound=None``: nowhere, as there).
     - ``scope="global"`` selects over all data-parallel ranks (there: each micro-batch of each GPU).
 """

@@ -153,9 +153,9 @@ def entropy_regularizer(
     >>> entropy_regularizer(batch, target=0.5, coef=1.0).loss  # (1 - 0.5)^2
     tensor(0.2500)
     """
-    numbers = {"mask_ratio": mask_ratio, "coef": coef, "dual_lr": dual_lr, "max_coef": max_coef, "top_k": top_k}
-    numbers["target"] = target
-    _check_options({"mode": mode, "kind": kind, "mask": mask, "scope": scope, "top_p": top_p, **numbers})
+    numbers = {"mask_ratio": mask_ratio, "target": target, "coef": coef, "dual_lr": dual_lr, "max_coef": max_coef}
+    names = {"mode": mode, "kind": kind, "mask": mask, "scope": scope}
+    _check_options({**names, **numbers, "top_p": top_p, "top_k": top_k})
     batch.require("entropy_regularizer", KINDS[kind])
     entropy, kept, total, rows = _row_means(batch, kind, mask, mask_ratio, count_empty_rows)
     filled, ranks = batch.mask.any(1).sum(), batch.world_size

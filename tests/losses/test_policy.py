@@ -30,6 +30,12 @@ def one_token(log_ratio: float, advantage: float) -> TokenBatch:
     )
 
 
+def test_approximate_divergence_survives_an_impossible_token() -> None:
+    batch = one_token(-800.0, 1.0)
+    for loss in (ppo, gspo, cispo, sapo):
+        assert loss(batch).metrics["approx_kl"] == 20
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "flows"),
     [
