@@ -62,7 +62,7 @@ def entropy_zscore(entropy: Tensor, mask: Tensor, *, scope: str = "local") -> Te
     centered = zero_outside(h - mean, mask)
     std = (summed(centered.square().sum(), scope) / (count - 1).clamp(min=1)).sqrt()
     # What rounding leaves of equal entropies is no deviation.
-    spread = std > 16 * torch.finfo(h.dtype).eps * mean
+    spread = std > 16 * torch.finfo(h.dtype).eps * mean.abs()
     return torch.where(spread, centered / std.where(spread, 1.0), 0.0).to(widen(entropy).dtype)
 
 
