@@ -125,7 +125,7 @@ def clip_cov(
     >>> batch = TokenBatch(log_probs=torch.tensor([[-1.0, -3.0]]), mask=torch.ones(1, 2, dtype=torch.bool),
     ...                    advantages=torch.tensor([[1.0, -1.0]]))
     >>> clip_cov(batch, ratio=1.0, lower=0.5).per_token  # both tokens have covariance 1
-    tensor([[-0., 0.]])
+    tensor([[0., 0.]])
     """
     batch.require("clip_cov", "advantages")
     check_range("ratio", ratio, 0.0, 1.0)
@@ -146,13 +146,13 @@ def clip_cov(
             fraction(pool.mask.sum(), ratio),
         )
     )
-    gain = zero_outside(gain, ~selected)
+    per_token = zero_outside(-gain, ~selected)
     metrics = {
         "selected_fraction": token_mean(selected, batch),
         "covariance": token_mean(covariance, batch),
         "approx_kl": -token_mean(bounded(batch.log_ratio, log_ratio_bound), batch),
     }
-    return reduce_loss(batch, -gain, aggregation, metrics, zeroed=True)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 @register(

@@ -156,7 +156,7 @@ def forking_tokens(
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 4), mask=torch.ones(1, 4, dtype=torch.bool),
     ...                    advantages=torch.ones(1), entropy=torch.tensor([[0.0, 2.0, 0.1, 0.0]]))
     >>> forking_tokens(batch, ratio=0.25).per_token
-    tensor([[-0., -1., -0., -0.]])
+    tensor([[ 0., -1.,  0.,  0.]])
     """
     batch.require("forking_tokens", "advantages", "entropy")
     check_choice("normalize", normalize, ("all", "kept"))

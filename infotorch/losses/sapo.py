@@ -52,7 +52,7 @@ def sapo(
     assert batch.advantages is not None
     metrics = {"approx_kl": approx_kl(batch)}
     ratio = importance_ratio(batch, log_ratio_bound)
-    tau = tau_negative + (tau_positive - tau_negative) * indicator(torch.gt, batch.advantages, 0.0)
+    tau = tau_positive + (tau_negative - tau_positive) * indicator(torch.le, batch.advantages, 0.0)
     per_token = torch.sigmoid(tau * (ratio - 1)) * (-4 * batch.advantages / tau)
     return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
