@@ -30,12 +30,16 @@ VERL: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 TRL: dict[str, dict[str, Any]] = {
     "ppo": {"loss_type": "dapo"},
-    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    "gspo sequence": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.2},
     "sapo": {"loss_type": "sapo"},
     "forking_tokens": {"loss_type": "dapo", "top_entropy_quantile": 0.2},
     "entropy_bonus": {"loss_type": "dapo", "entropy_coef": 0.01},
     "kl": {"loss_type": "dapo", "beta": 0.001},
+}
+# verl computes one form of GSPO, TRL the other.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gspo sequence": ("gspo", {"form": "sequence", "clip_low": 0.2, "clip_high": 0.2}),
 }
 LEAVES = ("log_probs", "entropy", "top_p_entropy")
 DRAWN = ("clip_cov",)  # which tokens are chosen is drawn: values cannot agree
@@ -44,7 +48,7 @@ DRAWN = ("clip_cov",)  # which tokens are chosen is drawn: values cannot agree
 @register("policy_losses", "losses of language-model policies, forward and backward")
 def cases(options: Options) -> list[Case]:
     """Every registered policy loss and regularizer."""
-    names = [*registry.names("policy"), *registry.names("regularizer")]
+    names = [*registry.names("policy"), *FORMS, *registry.names("regularizer")]
     return [Case(f"{name}/{ROWS}x{TOKENS} float32", partial(_build, name, options)) for name in names]
 
 
@@ -77,8 +81,8 @@ def _inputs(options: Options) -> dict[str, Tensor]:
 def _build(name: str, options: Options) -> Built:
     values = _inputs(options)
     version = version_of("infotorch") or "source tree"
-    chosen = VERL[name][2] if name in VERL else {}
-    ours = partial(_ours, name, chosen, values)
+    part, chosen = FORMS[name] if name in FORMS else (name, VERL[name][2] if name in VERL else {})
+    ours = _ours(part, chosen, values)
     wide = {key: x.double() if x.is_floating_point() else x for key, x in values.items()}
     peers = [_verl(name, values)] if name in VERL and options.device == "cpu" else []
     peers += [_trl(name, values)] if name in TRL else []
@@ -93,7 +97,7 @@ def _build(name: str, options: Options) -> Built:
     return Built(
         ours=Subject(name, version, ours),
         peers=peers,
-        reference=partial(_reference, name, chosen, wide),
+        reference=partial(_reference, part, chosen, wide),
         input_bytes=sum(x.numel() * x.element_size() for x in values.values()),
         gates=gates,
     )
@@ -108,27 +112,27 @@ def _run(loss: Callable[..., Tensor], values: dict[str, Tensor], leaves: Sequenc
     return {"loss": value.detach(), **found}
 
 
-def _ours(name: str, chosen: dict[str, Any], values: dict[str, Tensor]) -> Results:
+def _ours(name: str, chosen: dict[str, Any], values: dict[str, Tensor]) -> Callable[[], Results]:
     """The record with what the part reads, checks of shapes included, and the part."""
     info = registry.info(name)
     options = {**info.example, **chosen}
     reads = ("log_probs", "old_log_probs", "mask", *(n for n in info.requires if not n.startswith("extras.")))
     extras = {n.removeprefix("extras."): values["old_entropy"] for n in info.requires if n.startswith("extras.")}
     names = {"sampling_entropy": "old_entropy"}  # what a trainer gives where a part reads the one or the other
-    own = {names.get(field, field): values[names.get(field, field)] for field in reads}
+    own: dict[str, Any] = {names.get(field, field): values[names.get(field, field)] for field in reads}
+    draws = "generator" in info.options
 
     def loss(**leaves: Tensor) -> Tensor:
-        if "generator" in info.options:
+        if draws:
             options["generator"] = torch.Generator(values["mask"].device).manual_seed(0)
-        record: dict[str, Any] = {**own, **leaves}
-        return info.function(TokenBatch(**record, extras=extras, validate=False), **options).loss
+        return info.function(TokenBatch(**{**own, **leaves}, extras=extras, validate=False), **options).loss
 
-    return _run(loss, values, [leaf for leaf in LEAVES if leaf in reads])
+    return partial(_run, loss, values, [leaf for leaf in LEAVES if leaf in reads])
 
 
 def _reference(name: str, chosen: dict[str, Any], wide: dict[str, Tensor]) -> Results:
     """Ours in float64; that it is what verl and TRL compute is what the conformance tests show."""
-    return {**_ours(name, chosen, wide), "core": torch.zeros(())}
+    return {**_ours(name, chosen, wide)(), "core": torch.zeros(())}
 
 
 def _core_inputs(options: Options) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_bool_mask, check_choice, check_range
+from infotorch.core._choice import zero_outside
 
 AGGREGATION_MODES = (
     "token-mean",
@@ -25,15 +26,6 @@ AGGREGATION_MODES = (
     "batch-mean-token-mean",
     "batch-mean-token-sum-norm",
 )
-
-
-def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
-    """``x`` where the mask holds, 0 elsewhere; the gradient outside the mask is exactly 0.
-
-    >>> zero_outside(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
-    tensor([1., 0.])
-    """
-    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
@@ -319,9 +311,8 @@ def aggregate(
     return aggregation(x, mask, num_tokens=num_tokens, num_sequences=num_sequences, world_size=world_size)
 
 
-def _at_least_one(given: Tensor | float | None, local: Tensor | float, like: Tensor) -> Tensor:
+def _at_least_one(count: Tensor | float, like: Tensor) -> Tensor:
     """The divisor as a tensor; zero counts become one, because their numerators are zero too."""
-    count = local if given is None else given
     return torch.as_tensor(count, dtype=like.dtype, device=like.device).clamp(min=1)
 
 
@@ -378,20 +369,32 @@ class Aggregation:
         num_sequences: Tensor | float | None = None,
         world_size: int = 1,
     ) -> Tensor:
-        """The same for values that are 0 outside the mask already, unchecked: one pass less."""
-        if self.mode == "token-sum":
-            return x.sum() * world_size
-        if self.mode == "token-mean":
-            return x.sum() / _at_least_one(num_tokens, mask.sum(), x) * world_size
+        """The same for values that are 0 outside the mask already, unchecked: one pass less.
 
-        counts, rows = mask.sum(-1), x.sum(-1)
+        The mask may be ones and zeros of a floating type.
+        """
+        total, count = self._quotient(x, mask, num_tokens, num_sequences)
+        value = total if count is None else total / count
+        return value if world_size == 1 else value * world_size
+
+    def _quotient(
+        self, x: Tensor, mask: Tensor, num_tokens: Tensor | float | None, num_sequences: Tensor | float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is summed over the batch and what it is divided by, if by anything."""
+        if self.mode == "token-sum":
+            return x.sum(), None
+        if self.mode == "token-mean":
+            return x.sum(), _at_least_one(mask.sum() if num_tokens is None else num_tokens, x)
+
+        counts, rows = mask.sum(-1).to(x.dtype), x.sum(-1)
         if self.mode.endswith("token-mean"):
             # Empty rows have sum 0; the clamp only spares them a 0/0.
-            rows = rows / (counts.to(x.dtype) + self.row_eps).clamp(min=1.0 if self.row_eps == 0 else self.row_eps)
+            rows = rows / (counts + self.row_eps if self.row_eps else counts.clamp(min=1.0))
         if self.mode.endswith("-norm"):
             length = x.shape[1] if self.length is None else self.length
             rows = rows / check_range("length", length, 0.0, low_open=True)
         if self.mode == "seq-mean-token-sum-norm" and self.legacy_norm:
-            return rows.sum() * world_size
-        local = (counts > 0).sum() if self.mode.startswith("seq-") else x.shape[0]
-        return rows.sum() / _at_least_one(num_sequences, local, x) * world_size
+            return rows.sum(), None
+        if num_sequences is None:
+            num_sequences = counts.clamp(max=1).sum() if self.mode.startswith("seq-") else x.shape[0]
+        return rows.sum(), _at_least_one(num_sequences, x)

@@ -177,7 +177,7 @@ def repeated(replay: Replay, *, rank: int, world_size: int, tools: bool) -> dict
 
 def record_of(fields: Mapping[str, Tensor]) -> TokenBatch:
     """The record of fields by name; names that it does not have, and those under ``extras/``, are its extras."""
-    known = {field.name for field in dataclasses.fields(TokenBatch)}
+    known = {field.name for field in dataclasses.fields(TokenBatch) if field.init}
     record: Any = {name: value for name, value in fields.items() if name in known}
     extras = {name.removeprefix("extras/"): value for name, value in fields.items() if name not in known}
     return TokenBatch(**record, extras=extras)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from infotorch.core import distributed
 from infotorch.core._checks import check_choice
+from infotorch.losses.batch import widen
 
 SCOPES = ("local", "global")
 
@@ -55,17 +56,23 @@ def lowest(scores: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
     tensor([False,  True, False])
     """
     # Eligible entries come first even where their score is infinite.
-    ranked = torch.where(eligible, scores.clamp(max=torch.finfo(scores.dtype).max), torch.inf)
-    last = ranked.numel() - 1
+    scores = scores.clamp(max=torch.finfo(scores.dtype).max)
+    ranked = torch.where(eligible, scores, torch.inf)
     if ranked.device.type == "cpu" and not torch.compiler.is_compiling():
-        if last < 0:
-            return eligible
-        # A CPU may ask how many: a partial sort is enough.
-        place = int(count.clamp(1, last + 1))
-        boundary = ranked.kthvalue(place).values if int(count) > 0 else ranked.new_tensor(-torch.inf)
-    else:
-        place = (count - 1).long().clamp(0, last).reshape(1)
-        boundary = torch.where(count > 0, ranked.sort().values.gather(0, place), -torch.inf)
+        # A CPU may ask how many: a partition is enough, and mostly there is no tie to break.
+        wanted = min(int(count), int(eligible.count_nonzero()))
+        if wanted <= 0:
+            return torch.zeros_like(eligible)
+        ordered = widen(ranked).numpy()
+        ordered.partition(wanted - 1)
+        boundary = float(ordered[wanted - 1])
+        chosen = eligible & (scores <= boundary)
+        surplus = int(chosen.count_nonzero()) - wanted
+        if surplus > 0:
+            chosen[(eligible & (scores == boundary)).nonzero()[-surplus:]] = False
+        return chosen
+    place = (count - 1).long().clamp(0, ranked.numel() - 1).reshape(1)
+    boundary = torch.where(count > 0, ranked.sort().values.gather(0, place), -torch.inf)
     below = ranked < boundary
     tied = eligible & (ranked == boundary)
     return (below | (tied & (tied.cumsum(0) <= count - below.sum()))) & eligible

@@ -29,7 +29,7 @@ from infotorch.core._checks import check_bool_mask, check_choice, check_range
 from infotorch.core.reduce import masked_mean, zero_outside
 from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
+from infotorch.losses.ppo import AggregationLike, check_clip, clipped_surrogate, importance_ratio, reduce_loss
 from infotorch.losses.registry import Part, register
 
 
@@ -62,7 +62,7 @@ def entropy_zscore(entropy: Tensor, mask: Tensor, *, scope: str = "local") -> Te
     centered = zero_outside(h - mean, mask)
     std = (summed(centered.square().sum(), scope) / (count - 1).clamp(min=1)).sqrt()
     # What rounding leaves of equal entropies is no deviation.
-    spread = std > 16 * torch.finfo(h.dtype).eps * mean
+    spread = std > 16 * torch.finfo(h.dtype).eps * mean.abs()
     return torch.where(spread, centered / std.where(spread, 1.0), 0.0).to(widen(entropy).dtype)
 
 
@@ -158,8 +158,7 @@ def agentic_aepo(
     assert batch.entropy is not None
     z = entropy_zscore(batch.entropy, batch.mask, scope=scope)
     advantages = entropy_aware_advantages(batch.advantages, z, alpha=alpha, clamp=clamp)
-    log_ratio = bounded(batch.log_ratio, log_ratio_bound)
-    ratio = log_ratio.exp()
+    ratio = importance_ratio(batch, log_ratio_bound)
     within = ratio.clamp(1 - clip_low, 1 + clip_high)
     open_ = z > 0 if gate == "positive_z" else batch.mask
     above = open_ & (ratio > 1 + clip_high)
@@ -171,7 +170,7 @@ def agentic_aepo(
     if preserve == "both":
         within = torch.where(below, (1 - clip_low) * unit, within)
     per_token, metrics = clipped_surrogate(
-        log_ratio,
+        ratio,
         batch.replace(advantages=advantages),
         clip_low=clip_low,
         clip_high=clip_high,
@@ -184,7 +183,7 @@ def agentic_aepo(
     if preserve == "both":
         kept = kept | (below & (advantages < 0))
     metrics["preserved_fraction"] = masked_mean(kept.to(per_token.dtype), batch.mask)
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class AgenticAEPO(Part, name="agentic_aepo"):

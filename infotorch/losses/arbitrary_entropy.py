@@ -41,7 +41,7 @@ from infotorch.losses._select import fraction as whole_number
 from infotorch.losses.advantages import group_advantages
 from infotorch.losses.batch import AUXILIARY, ON_POLICY, LossOutput, TokenBatch
 from infotorch.losses.entropy_target import ESTIMATES, SCHEDULES, EntropyTargetController
-from infotorch.losses.ppo import AggregationLike, aggregate_loss, bounded, check_clip
+from infotorch.losses.ppo import AggregationLike, aggregate_loss, check_clip, importance_ratio
 from infotorch.losses.registry import AuxiliarySampling, Part, register, register_recipe
 
 VARIANTS = ("paper", "repo")
@@ -194,7 +194,7 @@ def arbitrary_entropy(
     check_clip(clip_low, clip_high)
     batch.require("arbitrary_entropy", "rewards")
     assert batch.rewards is not None
-    ratio = bounded(batch.log_ratio, log_ratio_bound).exp()
+    ratio = importance_ratio(batch, log_ratio_bound)
     weight = batch.rewards if weighting == "reward" else (batch.rewards > threshold).to(ratio.dtype)
     strength = alpha if variant == "paper" else 0.0
     kept = torch.minimum(ratio, ratio.clamp(1 - clip_low, 1 + clip_high))

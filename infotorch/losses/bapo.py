@@ -32,7 +32,7 @@ from torch import Tensor
 from infotorch.core._checks import check_choice, check_range
 from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
+from infotorch.losses.ppo import AggregationLike, check_clip, clipped_surrogate, importance_ratio, reduce_loss
 from infotorch.losses.registry import Part, register, register_recipe
 
 _SLACK = 1e-9  # of the paper's comparisons, against rounding in sums of steps
@@ -282,7 +282,7 @@ def bapo(
     check_choice("bounds_per", bounds_per, ("micro_batch", "step"))
     assert batch.advantages is not None
     bounds = bapo_bounds(
-        bounded(batch.log_ratio, log_ratio_bound).exp(),
+        importance_ratio(batch, log_ratio_bound),
         batch.advantages,
         batch.mask,
         variant=variant,
@@ -310,7 +310,7 @@ def _within(
 ) -> LossOutput:
     check_clip(0.0, 0.0, dual_clip)
     per_token, metrics = clipped_surrogate(
-        bounded(batch.log_ratio, log_ratio_bound),
+        importance_ratio(batch, log_ratio_bound),
         batch,
         clip_low=1 - bounds.low,
         clip_high=bounds.high - 1,
@@ -322,7 +322,7 @@ def _within(
         "positive_share": bounds.share,
         "positive_share_active": bounds.active_share,
     }
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class BAPO(Part, name="bapo"):
@@ -342,7 +342,7 @@ class BAPO(Part, name="bapo"):
         batch.require("bapo", "advantages")
         assert batch.advantages is not None
         settings = self.settings
-        ratio = bounded(batch.log_ratio, settings["log_ratio_bound"]).exp()
+        ratio = importance_ratio(batch, settings["log_ratio_bound"])
         rest = ("bounds_per", "log_ratio_bound", "aggregation")
         options = {name: value for name, value in settings.items() if name not in rest}
         self._bounds = bapo_bounds(ratio, batch.advantages, batch.mask, **options)

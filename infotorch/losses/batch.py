@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_bool_mask, check_tensor
-from infotorch.core.reduce import zero_outside
+from infotorch.core._choice import ones_inside, zero_outside
 
 _PER_TOKEN = (
     "log_probs",
@@ -74,6 +74,8 @@ class TokenBatch:
         world_size: Multiplies every loss; set it to the number of ranks together with the global counts, since
             data parallelism takes the mean of the ranks' gradients.
         extras: Further tensors with B rows, by name, for parts that need them.
+        inside: The mask as ones and zeros of the log-probabilities' type, ``(B, T)``; formed here, like the next.
+        num_valid: Number of this batch's valid tokens, at least 1 and of that type: a divisor.
         validate: Whether to look at the values too (finite on valid tokens). One synchronization on a GPU.
 
     Raises:
@@ -107,23 +109,27 @@ class TokenBatch:
     num_sequences: Tensor | float | None = None
     world_size: int = 1
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    inside: Tensor = field(init=False, repr=False)
+    num_valid: Tensor = field(init=False, repr=False)
     validate: InitVar[bool] = True
 
     def __post_init__(self, validate: bool) -> None:
         self._check_shapes()
-        if validate and not torch.compiler.is_compiling():
-            self._check_values()
+        object.__setattr__(self, "inside", ones_inside(self.mask, widen(self.log_probs).dtype))
+        object.__setattr__(self, "num_valid", self.inside.sum().clamp(min=1))
         for name in _PER_TOKEN:
             value = getattr(self, name)
             if value is not None:
                 if name == "advantages" and value.ndim == 1:
                     value = value.unsqueeze(1).expand_as(self.mask)
-                object.__setattr__(self, name, zero_outside(widen(value), self.mask))
+                object.__setattr__(self, name, zero_outside(widen(value), self.inside))
         if self.rewards is not None:
             object.__setattr__(self, "rewards", widen(self.rewards))
         object.__setattr__(self, "extras", {name: self._own(x) for name, x in self.extras.items()})
         if self.old_log_probs is None:
             object.__setattr__(self, "old_log_probs", self.log_probs.detach())
+        if validate and not torch.compiler.is_compiling():
+            self._check_values()
 
     def _check_shapes(self) -> None:
         log_probs = check_tensor("log_probs", self.log_probs)
@@ -157,8 +163,7 @@ class TokenBatch:
             value = getattr(self, name)
             if value is not None:
                 names.append(name)
-                wrong = ~value.detach().isfinite()
-                bad.append((wrong & self.mask if wrong.ndim == 2 else wrong).any())
+                bad.append((value.detach() * 0).sum() != 0)  # 0 times what is not finite is NaN
         if self.source is not None:
             names.append("source")
             bad.append(((self.source < ON_POLICY) | (self.source > REPLAY)).any())
@@ -171,7 +176,7 @@ class TokenBatch:
 
     def _own(self, extra: Tensor) -> Tensor:
         """Floats of shape ``(B, T)`` among the extras are treated as the fields of that shape are."""
-        return zero_outside(widen(extra), self.mask) if _like_tokens(extra, self.mask) else extra
+        return zero_outside(widen(extra), self.inside) if _like_tokens(extra, self.mask) else extra
 
     def require(self, part: str, *names: str) -> None:
         """Raise a ValueError that names ``part`` and the first field it lacks.

@@ -5,9 +5,11 @@ Reference: MiniMax, "MiniMax-M1", 2025, arXiv:2506.13585.
 
 from __future__ import annotations
 
-from infotorch.core.reduce import masked_share
+import torch
+
+from infotorch.core._choice import indicator
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, approx_kl, bounded, check_clip, reduce_loss
+from infotorch.losses.ppo import AggregationLike, approx_kl, bounded, check_clip, reduce_loss, token_mean
 from infotorch.losses.registry import Part, register
 
 
@@ -38,7 +40,6 @@ def cispo(
 
     Reference: MiniMax, 2025, arXiv:2506.13585.
 
-    >>> import torch
     >>> batch = TokenBatch(log_probs=torch.tensor([[-1.0]]), old_log_probs=torch.tensor([[-2.0]]),
     ...                    mask=torch.ones(1, 1, dtype=torch.bool), advantages=torch.ones(1))
     >>> cispo(batch).loss  # 1.2 times 1.0
@@ -51,10 +52,10 @@ def cispo(
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
     per_token = batch.log_probs * (weight * -batch.advantages)
     metrics = {
-        "clip_fraction": masked_share(weight != ratio, batch.mask, per_token.dtype),
+        "clip_fraction": token_mean(indicator(torch.ne, weight, ratio), batch),
         "approx_kl": approx_kl(batch),
     }
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class CISPO(Part, name="cispo"):

@@ -39,7 +39,7 @@ from infotorch.losses._groups import Groups
 from infotorch.losses._select import SCOPES, summed
 from infotorch.losses.advantages import group_advantages
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
+from infotorch.losses.ppo import AggregationLike, check_clip, clipped_surrogate, importance_ratio, reduce_loss
 from infotorch.losses.registry import Part, register, register_recipe
 
 MODES = ("soft_zero", "soft_zero_per_response", "soft", "soft_forced", "zero", "forced", "local", "global")
@@ -267,10 +267,10 @@ def blended_policy_loss(
     """
     batch.require("blended_policy_loss", "advantages")
     check_clip(clip_low, clip_high, dual_clip)
-    log_ratio = bounded(batch.log_ratio, log_ratio_bound)
+    ratio = importance_ratio(batch, log_ratio_bound)
     clip: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
-    local, metrics = clipped_surrogate(log_ratio, batch, **clip)
-    second, further = clipped_surrogate(log_ratio, batch.replace(advantages=other.detach()), **clip)
+    local, metrics = clipped_surrogate(ratio, batch, **clip)
+    second, further = clipped_surrogate(ratio, batch.replace(advantages=other.detach()), **clip)
     w = weight.detach().to(local.dtype).unsqueeze(1)
     metrics["prompt_clip_fraction"] = further["clip_fraction"]
     metrics["local_weight"] = masked_mean(w.expand_as(local), batch.mask)

@@ -16,6 +16,7 @@ Deviations from the authors' code:
     - An empty mask gives loss 0 (there: NaN).
     - Tokens whose covariance is not finite take no part in means and selection.
     - KL-Cov takes a fraction, not a percentage that shrinks on small batches; ties go to the lowest index.
+    - A number of tokens that rounding leaves just short of an integer is that integer.
     - Log-ratios are clamped to 20 in the ratio, not in KL-Cov's penalty (``log_ratio_bound=None``: nowhere, as there).
     - ``scope="global"`` selects over all data-parallel ranks (there: each micro-batch of each GPU).
 """
@@ -28,11 +29,11 @@ import torch
 from torch import Tensor
 
 from infotorch.core._checks import check_choice, check_range
+from infotorch.core._choice import indicator, smaller, zero_outside
 from infotorch.core.categorical import log_softmax
-from infotorch.core.reduce import masked_mean
 from infotorch.losses._select import SCOPES, Pool, fraction, lowest, summed
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, reduce_loss
+from infotorch.losses.ppo import AggregationLike, bounded, check_clip, importance_ratio, reduce_loss, token_mean
 from infotorch.losses.registry import Part, register
 
 
@@ -62,12 +63,12 @@ def token_covariance(batch: TokenBatch, *, scope: str = "local", detach: bool = 
     assert batch.advantages is not None
     current, advantages = batch.log_probs, batch.advantages.detach()
     log_probs = current.detach()
-    valid = batch.mask & log_probs.isfinite() & advantages.isfinite()
-    parts = [torch.where(valid, x, 0.0).sum().to(log_probs.dtype) for x in (log_probs, advantages, valid)]
+    valid = batch.inside * indicator(torch.eq, (log_probs + advantages) * 0, 0.0)  # what is not finite gives NaN
+    parts = [zero_outside(log_probs, valid).sum(), zero_outside(advantages, valid).sum(), valid.sum()]
     sums = summed(torch.stack(parts), scope)
     mean_log_prob, mean_advantage = sums[:2] / sums[2].clamp(min=1)
     centered = (log_probs if detach else current) - mean_log_prob
-    return torch.where(valid, (advantages - mean_advantage) * centered, 0.0)
+    return zero_outside((advantages - mean_advantage) * centered, valid)
 
 
 @register(
@@ -124,7 +125,7 @@ def clip_cov(
     >>> batch = TokenBatch(log_probs=torch.tensor([[-1.0, -3.0]]), mask=torch.ones(1, 2, dtype=torch.bool),
     ...                    advantages=torch.tensor([[1.0, -1.0]]))
     >>> clip_cov(batch, ratio=1.0, lower=0.5).per_token  # both tokens have covariance 1
-    tensor([[-0., 0.]])
+    tensor([[0., 0.]])
     """
     batch.require("clip_cov", "advantages")
     check_range("ratio", ratio, 0.0, 1.0)
@@ -132,21 +133,26 @@ def clip_cov(
     check_range("upper", upper, lower)
     check_clip(clip_low, clip_high)
     assert batch.advantages is not None
-    log_ratio = bounded(batch.log_ratio, log_ratio_bound)
-    free = -batch.advantages * log_ratio.exp()
-    clipped = -batch.advantages * log_ratio.exp().clamp(1 - clip_low, 1 + clip_high)
+    advantages, weight = batch.advantages, importance_ratio(batch, log_ratio_bound)
+    gain = smaller(advantages * weight, advantages * weight.detach().clamp(1 - clip_low, 1 + clip_high))
     covariance = token_covariance(batch, scope=scope)
-    candidates = batch.mask & ~(clipped > free) & (covariance > lower) & (covariance < upper)
+    silenced = gain < advantages * weight
+    candidates = batch.mask & ~silenced & (covariance > lower) & (covariance < upper)
     pool = Pool(batch.mask, scope)
-    flat = pool.draw(generator) if priorities is None else pool.flat(priorities)
-    selected = pool.own(lowest(flat, pool.flat(candidates), fraction(pool.mask.sum(), ratio)))
-    per_token = torch.maximum(free, clipped) * ~selected
+    selected = pool.own(
+        lowest(
+            pool.draw(generator) if priorities is None else pool.flat(priorities),
+            pool.flat(candidates),
+            fraction(pool.mask.sum(), ratio),
+        )
+    )
+    per_token = zero_outside(-gain, ~selected)
     metrics = {
-        "selected_fraction": masked_mean(selected.to(per_token.dtype), batch.mask),
-        "covariance": masked_mean(covariance, batch.mask),
-        "approx_kl": masked_mean(-log_ratio, batch.mask),
+        "selected_fraction": token_mean(selected, batch),
+        "covariance": token_mean(covariance, batch),
+        "approx_kl": -token_mean(bounded(batch.log_ratio, log_ratio_bound), batch),
     }
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 @register(
@@ -198,21 +204,23 @@ def kl_cov(
     check_range("ratio", ratio, 0.0, 1.0)
     check_range("coef", coef, 0.0)
     assert batch.advantages is not None
-    log_ratio = batch.log_ratio
     covariance = token_covariance(batch, scope=scope)
-    eligible = batch.mask & batch.log_probs.isfinite()
+    current = batch.log_probs.detach()
+    eligible = batch.mask & (current * 0 == 0)  # finite: anything else times 0 is NaN
     if only_positive:
         eligible = eligible & (covariance > 0)
     pool = Pool(batch.mask, scope)
     count = fraction(pool.mask.sum(), ratio)
     selected = pool.own(lowest(-pool.flat(covariance), pool.flat(eligible), count))
-    per_token = -batch.advantages * bounded(log_ratio, log_ratio_bound).exp() + coef * (selected * log_ratio.abs())
+    log_ratio = batch.log_ratio
+    distance = log_ratio.abs()
+    per_token = coef * zero_outside(distance, selected) - batch.advantages * importance_ratio(batch, log_ratio_bound)
     metrics = {
-        "selected_fraction": masked_mean(selected.to(per_token.dtype), batch.mask),
-        "covariance": masked_mean(covariance, batch.mask),
-        "abs_kl": masked_mean(log_ratio.abs(), batch.mask),
+        "selected_fraction": token_mean(selected, batch),
+        "covariance": token_mean(covariance, batch),
+        "abs_kl": token_mean(distance, batch),
     }
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class ClipCov(Part, name="clip_cov"):

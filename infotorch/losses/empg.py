@@ -135,7 +135,7 @@ def empg_steps(
     least, greatest = _range(judged, used, clip_quantile, shared)
     judged = judged.clamp(least, greatest)
     # Means of equal entropies differ by rounding, which eps does not hide in float32.
-    differ = used & (greatest - least > 16 * torch.finfo(judged.dtype).eps * greatest)
+    differ = used & (greatest - least > 16 * torch.finfo(judged.dtype).eps * greatest.abs())
     normalized = torch.where(differ, (judged - least) / (greatest - least + eps), 0.0)
     scale = (-k * normalized).exp()
     scale = torch.where(used, scale / (mean(scale, used) + eps), 0.0)

@@ -24,10 +24,18 @@ from torch import Tensor
 
 from infotorch.core import distributed
 from infotorch.core._checks import check_bool_mask, check_choice, check_range
+from infotorch.core._choice import zero_outside
 from infotorch.core.reduce import masked_mean, masked_quantile
 from infotorch.losses._select import Pool, lowest
 from infotorch.losses.batch import LossOutput, TokenBatch, widen
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, reduce_loss
+from infotorch.losses.ppo import (
+    AggregationLike,
+    check_clip,
+    clipped_surrogate,
+    importance_ratio,
+    reduce_loss,
+    token_mean,
+)
 from infotorch.losses.registry import Part, register
 
 
@@ -148,7 +156,7 @@ def forking_tokens(
     >>> batch = TokenBatch(log_probs=torch.zeros(1, 4), mask=torch.ones(1, 4, dtype=torch.bool),
     ...                    advantages=torch.ones(1), entropy=torch.tensor([[0.0, 2.0, 0.1, 0.0]]))
     >>> forking_tokens(batch, ratio=0.25).per_token
-    tensor([[-0., -1., -0., -0.]])
+    tensor([[ 0., -1.,  0.,  0.]])
     """
     batch.require("forking_tokens", "advantages", "entropy")
     check_choice("normalize", normalize, ("all", "kept"))
@@ -165,16 +173,16 @@ def forking_tokens(
         generator=generator,
     )
     per_token, metrics = clipped_surrogate(
-        bounded(batch.log_ratio, log_ratio_bound),
+        importance_ratio(batch, log_ratio_bound),
         batch,
         clip_low=clip_low,
         clip_high=clip_high,
         dual_clip=dual_clip,
     )
-    metrics["kept_fraction"] = masked_mean(kept.to(per_token.dtype), batch.mask)
+    metrics["kept_fraction"] = token_mean(kept, batch)
     metrics["kept_entropy"] = masked_mean(batch.entropy, kept)
     if normalize == "all":
-        return reduce_loss(batch, per_token * kept, aggregation, metrics)
+        return reduce_loss(batch, zero_outside(per_token, kept), aggregation, metrics, zeroed=True)
     # The kept tokens of all ranks where the choice was global; else each batch divides by its own.
     count = distributed.all_reduce_sum(kept.sum()) if scope == "global" else None
     return reduce_loss(batch, per_token, aggregation, metrics, mask=kept, num_tokens=count)

@@ -37,7 +37,14 @@ from infotorch.losses._groups import Groups
 from infotorch.losses.advantages import group_advantages
 from infotorch.losses.batch import LossOutput, TokenBatch
 from infotorch.losses.entropy_modulation import ModulationState, adaptive_temperature, entropy_modulation
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, outside_clip, reduce_loss
+from infotorch.losses.ppo import (
+    AggregationLike,
+    check_clip,
+    clipped_surrogate,
+    importance_ratio,
+    outside_clip,
+    reduce_loss,
+)
 from infotorch.losses.registry import Part, Temperatures, register, register_recipe
 
 # ---------------------------------------------------------------------------------------------------------
@@ -291,19 +298,20 @@ def _loss(
     assert batch.advantages is not None
     h = zero_outside(state.signal(entropy.double(), floor=eps), batch.mask).to(entropy.dtype)
     low, high = adaptive_clip_widths(h, clip_low=clip_low, clip_high=clip_high, alpha=alpha)
-    log_ratio = bounded(batch.log_ratio, log_ratio_bound)
-    ratio = log_ratio.detach().exp()
+    ratio = importance_ratio(batch, log_ratio_bound)
     zone = (low, high) if neutral_zone == "adaptive" else (clip_low, clip_high)
-    advantages = redistribute_advantages(batch.advantages, h, ratio, clip_low=zone[0], clip_high=zone[1], beta=beta)
+    advantages = redistribute_advantages(
+        batch.advantages, h, ratio.detach(), clip_low=zone[0], clip_high=zone[1], beta=beta
+    )
     per_token, metrics = clipped_surrogate(
-        log_ratio, batch.replace(advantages=advantages), clip_low=low, clip_high=high, dual_clip=dual_clip
+        ratio, batch.replace(advantages=advantages), clip_low=low, clip_high=high, dual_clip=dual_clip
     )
     below, above = outside_clip(ratio, advantages, low, high)
     metrics["modulation"] = masked_mean(h, batch.mask)
     for name, among in (("certain", batch.mask & (h <= 0)), ("uncertain", batch.mask & (h > 0))):
         metrics[f"clip_low_{name}"] = masked_mean(below.to(h.dtype), among)
         metrics[f"clip_high_{name}"] = masked_mean(above.to(h.dtype), among)
-    return reduce_loss(batch, per_token, aggregation, metrics)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 _SIGNAL_OPTIONS = ("pivot", "eps", "spread", "sign_bug_compat", "scope")

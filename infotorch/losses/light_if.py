@@ -57,7 +57,7 @@ def entropy_sft(
         Loss and the metrics ``selected_fraction``, ``cross_entropy`` (of all labels) and ``entropy``.
 
     Raises:
-        ValueError: ``entropy`` is missing, a ratio outside ``[0, 1]``, an unknown scope.
+        ValueError: ``entropy`` is missing, a ratio outside ``[0, 1]``, a negative ``coef``, an unknown scope.
 
     Reference: "Light-IF", 2025, arXiv:2508.03178.
 
@@ -68,6 +68,7 @@ def entropy_sft(
     """
     batch.require("entropy_sft", "entropy")
     check_range("ratio", ratio, 0.0, 1.0)
+    check_range("coef", coef, 0.0)
     assert batch.entropy is not None
     pool = Pool(batch.mask, scope)
     surplus = -batch.log_probs.detach() - coef * batch.entropy.detach()
@@ -134,6 +135,7 @@ def tea(
     tensor(-2.)
     """
     batch.require("tea", "advantages", "entropy")
+    check_range("coef", coef, 0.0)
     check_range("scale", scale, 0.0, low_open=True)
     check_range("cap", cap, 0.0, low_open=True)
     check_choice("softmax_over", softmax_over, ("sequence", "batch"))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 
 from infotorch.core._checks import check_range
+from infotorch.core._choice import indicator
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, approx_kl, bounded, reduce_loss
+from infotorch.losses.ppo import AggregationLike, approx_kl, importance_ratio, reduce_loss
 from infotorch.losses.registry import Part, register
 
 
@@ -49,11 +50,11 @@ def sapo(
     check_range("tau_positive", tau_positive, 0.0, low_open=True)
     check_range("tau_negative", tau_negative, 0.0, low_open=True)
     assert batch.advantages is not None
-    ratio = bounded(batch.log_ratio, log_ratio_bound).exp()
-    # Filled, not `where` of two numbers, which would round them to float32.
-    tau = torch.full_like(ratio, tau_negative, requires_grad=False).masked_fill(batch.advantages > 0, tau_positive)
-    per_token = torch.sigmoid(tau * (ratio - 1)) * (batch.advantages * (-4 / tau))
-    return reduce_loss(batch, per_token, aggregation, {"approx_kl": approx_kl(batch)})
+    metrics = {"approx_kl": approx_kl(batch)}
+    ratio = importance_ratio(batch, log_ratio_bound)
+    tau = tau_positive + (tau_negative - tau_positive) * indicator(torch.le, batch.advantages, 0.0)
+    per_token = torch.sigmoid(tau * (ratio - 1)) * (-4 * batch.advantages / tau)
+    return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
 class SAPO(Part, name="sapo"):

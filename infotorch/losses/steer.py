@@ -43,7 +43,14 @@ from infotorch.core._checks import check_bool_mask, check_choice, check_range
 from infotorch.core.reduce import masked_mean, masked_quantile, zero_outside
 from infotorch.losses._select import SCOPES, Pool
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, bounded, check_clip, clipped_surrogate, outside_clip, reduce_loss
+from infotorch.losses.ppo import (
+    AggregationLike,
+    check_clip,
+    clipped_surrogate,
+    importance_ratio,
+    outside_clip,
+    reduce_loss,
+)
 from infotorch.losses.registry import Part, register
 
 METRICS = ("official", "sampled_logit", "exact")
@@ -170,10 +177,9 @@ def _extent(size: Tensor, mask: Tensor, quantile: float, scope: str) -> tuple[Te
     return torch.where(some, low, 0.0), torch.where(some, high, 0.0)
 
 
-def _silenced(batch: TokenBatch, log_ratio: Tensor, low: float, high: float, dual_clip: float | None) -> Tensor:
+def _silenced(batch: TokenBatch, ratio: Tensor, low: float, high: float, dual_clip: float | None) -> Tensor:
     """Tokens whose clipped surrogate sends no gradient."""
     assert batch.advantages is not None
-    ratio = log_ratio.detach().exp()
     below, above = outside_clip(ratio, batch.advantages, low, high)
     if dual_clip is not None:
         above = above | ((batch.advantages < 0) & (ratio > dual_clip))
@@ -246,14 +252,12 @@ def steer(
     """
     batch.require("steer", "advantages", "sampling_entropy")
     check_clip(clip_low, clip_high, dual_clip)
-    log_ratio = bounded(batch.log_ratio, log_ratio_bound)
-    per_token, metrics = clipped_surrogate(
-        log_ratio, batch, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
-    )
+    ratio = importance_ratio(batch, log_ratio_bound)
+    per_token, metrics = clipped_surrogate(ratio, batch, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     change = entropy_change(batch, metric=metric)
     counted = change
     if metric == "exact" if skip_clipped is None else skip_clipped:
-        counted = torch.where(_silenced(batch, log_ratio, clip_low, clip_high, dual_clip), 0.0, change)
+        counted = torch.where(_silenced(batch, ratio.detach(), clip_low, clip_high, dual_clip), 0.0, change)
     weights = steer_weights(
         counted,
         batch.mask,

@@ -52,21 +52,26 @@ class Case:
     ) -> None:
         """Assert that ``actual`` is the expected output ``name``.
 
-        A tolerance meant for double precision is widened where the case has single. An empty mask gives 0 in the whole
-        library, where most of the authors' code divides 0 by 0. ``where`` leaves entries out from which the library
-        deviates on purpose: there it has to be finite.
+        An empty mask gives 0 in the whole library, where most of the authors' code divides 0 by 0. ``where`` leaves
+        entries out from which the library deviates on purpose: there it has to be finite.
         """
         expected = self.out(name)
         actual = torch.as_tensor(actual).detach()
-        if (self.single or expected.dtype == torch.float32) and max(rtol, atol) < 1e-6:
-            rtol, atol = 1e-5, 1e-6
         if self.empty and expected.is_floating_point():
             expected = expected.nan_to_num(nan=0.0)
-        actual = actual.to(expected.dtype)
         if where is not None:
             assert actual.isfinite().all(), f"{self.name}/{name}: ours is not finite"
             where = where.expand_as(expected)
             actual, expected = actual[where], expected[where]
+        self.near(actual, expected, name, rtol=rtol, atol=atol)
+
+    def near(
+        self, actual: Tensor, expected: Tensor, name: str = "", *, rtol: float = 1e-9, atol: float = 1e-10
+    ) -> None:
+        """Assert that two tensors agree, within a wider tolerance than one for doubles where the case has singles."""
+        if (self.single or expected.dtype == torch.float32) and max(rtol, atol) < 1e-6:
+            rtol, atol = 1e-5, 1e-6
+        actual = actual.to(expected.dtype)
         torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, msg=lambda m: f"{self.name}/{name}: {m}")
 
     def allow_params(self, *names: str) -> None:

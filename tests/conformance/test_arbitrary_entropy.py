@@ -123,7 +123,7 @@ def check_reinforce(case) -> None:
             )
             loss = arbitrary_entropy(batch, alpha=1.0, weighting="reward").loss
             (grad,) = torch.autograd.grad(loss, leaf)
-            torch.testing.assert_close(-grad, case.outputs[key][state], rtol=1e-9, atol=1e-10)
+            case.near(-grad, case.outputs[key][state])
         direction = case.out(key)
         slope = -(log_p.exp() * (log_p + entropy.unsqueeze(1)) * direction).sum(-1)
         case.close(f"dH_per_eta.{found[1]}", slope)

@@ -109,7 +109,7 @@ def check_paper(case) -> None:
         assert float(there.share) == pytest.approx(share, rel=1e-9, abs=1e-6 if case.single else 1e-10)
     if len(trace):
         last = torch.stack([result.out.metrics["ratio_low"], result.out.metrics["ratio_high"]])
-        torch.testing.assert_close(last.double(), trace[-1, :2], rtol=0, atol=1e-6 if case.single else 1e-9)
+        case.near(last, trace[-1, :2], rtol=0, atol=1e-9)
 
 
 def check_rule(case) -> None:

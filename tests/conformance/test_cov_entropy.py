@@ -32,10 +32,24 @@ def covariance(case) -> torch.Tensor:
     return token_covariance(from_case(case)([]))
 
 
+def truncated(case, ratio: float, count: int | None) -> float:
+    """A ratio that selects ``count`` tokens where rounding leaves the given one just short of one token more.
+
+    Stated deviation: ours counts such a product as the integer that it should be, the code the one below.
+    """
+    tokens = int(case.inputs["response_mask"].sum())
+    short = count is not None and 0 < count + 1 - tokens * ratio < 1e-9
+    return (count + 0.5) / tokens if short else ratio
+
+
 def check_kl_cov(case) -> None:
     case.allow_params("k_fraction", "k_percent_official", "ppo_kl_coef", "loss_agg_mode", "num_selected")
     p = case.params
-    options = {"ratio": p["k_fraction"], "coef": p["ppo_kl_coef"], "log_ratio_bound": None}
+    options = {
+        "ratio": truncated(case, p["k_fraction"], p.get("num_selected")),
+        "coef": p["ppo_kl_coef"],
+        "log_ratio_bound": None,
+    }
     aggregation = VERL_MODES[p["loss_agg_mode"]]
     result = differentiate(kl_cov, from_case(case), aggregation=aggregation, **options)
     loss, grad = result.out.loss, result.grad
@@ -67,7 +81,8 @@ def our_selection(case) -> torch.Tensor:
     """The tokens that KL-Cov brakes: those whose loss answers to the coefficient once every token has moved."""
     batch = from_case(case)([])
     moved = batch.replace(old_log_probs=batch.log_probs.detach() - 1.0)
-    losses = [kl_cov(moved, ratio=case.params["k_fraction"], coef=c).per_token for c in (0.0, 1.0)]
+    ratio = truncated(case, case.params["k_fraction"], case.params.get("num_selected"))
+    losses = [kl_cov(moved, ratio=ratio, coef=c).per_token for c in (0.0, 1.0)]
     return losses[0] != losses[1]
 
 
@@ -90,7 +105,7 @@ def check_clip_cov(case) -> None:
     )
     p = case.params
     options = {
-        "ratio": p["clip_cov_ratio"],
+        "ratio": truncated(case, p["clip_cov_ratio"], p.get("clip_num")),
         "clip_low": p["cliprange_low"],
         "clip_high": p["cliprange_high"],
         "lower": p["clip_cov_lb"],

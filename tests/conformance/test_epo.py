@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from helpers import OLD_VERL_MODES, dispatch
+from helpers import OLD_VERL_MODES, dispatch, ids
 
 from infotorch.core import token_stats
 from infotorch.losses import EntropyHistory, Recipe, TokenBatch, corridor_penalty, epo, phase_weight
@@ -160,9 +160,7 @@ def check_trajectory(case) -> None:
     reference = torch.tensor(case.params["Hbar"], dtype=torch.float64)
     # The first step has no past. Every row is one turn, so that its number does not matter.
     known = reference if case.params["k"] > 0 else None
-    check_paper(
-        case, reference, {"reference": known, "aggregation": "trajectory"}, trajectory=case.inputs["traj"].long()
-    )
+    check_paper(case, reference, {"reference": known, "aggregation": "trajectory"}, trajectory=ids(case.inputs["traj"]))
 
 
 def check_per_turn(case) -> None:

@@ -66,7 +66,8 @@ def check_verl(case) -> None:
 
 
 def check_verl_weights(case) -> None:
-    case.allow_params("clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "info0", "info1")
+    counts_given = [name for name in case.params if name.startswith("info")]
+    case.allow_params("clip_ratio_low", "clip_ratio_high", "clip_ratio_c", *counts_given)
     options = {**verl_options(case.params), "dual_clip": case.params["clip_ratio_c"]}
     for key in list(case.outputs):
         kind, info_name, mode = key.split(".")
@@ -131,11 +132,11 @@ def check_verl_advantages(case) -> None:
     equal = uniform_groups(batch.rewards, index) & ~alone
     assert not found[equal].any()
     differ = ~alone & ~equal
-    torch.testing.assert_close(found[differ], expected[differ], rtol=1e-9, atol=1e-10)
+    case.near(found[differ], expected[differ])
     torch.testing.assert_close(found[alone], expected[alone], rtol=1e-6, atol=0)
     if scale == "group":
         exact = batch.rewards / (1 + case.params["epsilon"])
-        torch.testing.assert_close(found[alone], (exact.unsqueeze(1) * batch.mask)[alone], rtol=1e-12, atol=0)
+        case.near(found[alone], (exact.unsqueeze(1) * batch.mask)[alone], rtol=1e-12, atol=0)
     case.close("advantages_vectorized_f32", found.float(), rtol=1e-5, atol=1e-5, where=~equal.unsqueeze(1))
 
 
@@ -152,7 +153,7 @@ def check_trl_advantages(case) -> None:
         spread = {"group": rows.std(1, keepdim=True), "batch": rewards.std()}.get(scale)
         exact = rows - rows.mean(1, keepdim=True)
         exact = exact if spread is None else exact / (spread + case.params["eps"])
-        torch.testing.assert_close(found, exact.flatten(), rtol=1e-12, atol=1e-12)
+        case.near(found, exact.flatten(), rtol=1e-12, atol=1e-12)
 
 
 TRL_AGGREGATION = {
@@ -188,6 +189,8 @@ def check_trl(case) -> None:
         options = {**case.params["defaults"], **changes}
         unknown = set(options) - TRL_OPTIONS
         assert not unknown, f"{case.name}/{variant}: options {sorted(unknown)} are not known to this test"
+        if options["epsilon_high"] is None:
+            options["epsilon_high"] = options["epsilon_low"]
         result = differentiate(trl_loss, from_case_trl(case, options), options=options)
         case.close(f"loss.{variant}", result.out.loss)
         case.close(f"grad.{variant}", result.grad)
@@ -254,7 +257,7 @@ def check_entropy(case) -> None:
     case.close("entropy_trl", stats.entropy, rtol=1e-9, atol=1e-9)
     case.close("logp_trl", stats.log_probs, rtol=1e-9, atol=1e-9)
     case.close("grad_logits_of_sum", torch.autograd.grad(stats.entropy.sum(), logits)[0], **shifted)
-    torch.testing.assert_close(categorical.entropy(case.inputs["logits"]), stats.entropy, rtol=0, atol=1e-10)
+    case.near(categorical.entropy(case.inputs["logits"]), stats.entropy, rtol=0, atol=1e-10)
 
 
 CHECKS = {

@@ -25,7 +25,7 @@ def gradient(batch: TokenBatch, **options) -> list[float]:
     return torch.autograd.grad(out.loss, batch.log_probs)[0].squeeze(0).tolist()
 
 
-@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 2.3])
+@pytest.mark.parametrize("value", [-1e-7, 0.0, 0.1, 1 / 3, 0.7, 2.3])
 def test_equal_entropies_do_not_deviate(value: float) -> None:
     """Rounding leaves something of their mean, which is no deviation to be divided by."""
     for n in range(1, 40):

@@ -202,3 +202,9 @@ def test_bad_options(options) -> None:
 def test_bad_relaxation() -> None:
     with pytest.raises(ValueError, match="rho"):
         ares_kl(batch(), rho=1.5)
+
+
+@pytest.mark.parametrize(("part", "option"), [(Ares, "targets"), (AresKL, "betas"), (AresKL, "target")])
+def test_one_number_or_one_for_each_difficulty(part, option: str) -> None:
+    with pytest.raises(ValueError, match=rf"{option}: expected one number, or three .*, got shape \(2,\)"):
+        part(**{option: (1.0, 2.0)})

@@ -93,6 +93,23 @@ def test_kl_cov_only_positive() -> None:
     assert kl_cov(batch, ratio=0.5, only_positive=True).metrics["selected_fraction"] == 0
 
 
+def test_kl_cov_bounds_the_ratio_and_not_the_penalty() -> None:
+    batch = batch_of()
+    far = batch.replace(old_log_probs=batch.log_probs.detach() - 900.0)
+    out = kl_cov(far, ratio=1.0, coef=0.1)
+    surrogate = -far.advantages * torch.tensor(20.0, dtype=torch.float64).exp()
+    torch.testing.assert_close(out.per_token, torch.where(far.mask, surrogate + 90.0, 0.0), rtol=1e-12, atol=0)
+    assert torch.autograd.grad(out.loss, batch.log_probs)[0].isfinite().all()
+    assert kl_cov(far, ratio=1.0, log_ratio_bound=None).loss.isnan(), "infinities of both signs"
+
+
+def test_kl_cov_weighs_in_full_precision() -> None:
+    batch = batch_of()
+    braked, free = (kl_cov(batch, ratio=1.0, coef=c).per_token for c in (0.1, 0.0))
+    expected = torch.where(batch.mask, 0.1 * batch.log_ratio.abs(), 0.0)
+    torch.testing.assert_close(braked - free, expected, rtol=0, atol=1e-14)
+
+
 def test_at_least_one_token_is_selected() -> None:
     assert kl_cov(batch_of(), ratio=0.0).metrics["selected_fraction"] > 0
 

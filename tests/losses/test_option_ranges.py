@@ -12,17 +12,21 @@ from infotorch.losses import build
 
 ABOVE_0 = "(0, inf]"
 FROM_0 = "[0, inf]"
+SHARE = "[0, 1]"
 BOUNDED = (
     "agentic_aepo",
     "arbitrary_entropy",
     "bapo",
     "cispo",
     "clip_cov",
+    "copo",
+    "forking_tokens",
     "gspo",
     "hapo",
     "kl_cov",
     "ppo",
     "sapo",
+    "self_imitation",
     "steer",
 )
 RANGES = {
@@ -49,12 +53,36 @@ RANGES = {
     ("bapo", "high_step"): (1e-9, "[1.8e-05, inf]"),
     ("overlong", "max_length"): (0.0, "[1, inf]"),
     ("overlong", "factor"): (-1.0, FROM_0),
+    ("canon", "mu"): (1.5, SHARE),
+    ("canon", "alpha"): (math.inf, "(-inf, inf)"),
+    ("canon", "warmup"): (150, "[0, 150)"),
+    ("copo", "slope"): (-1.0, FROM_0),
+    ("copo", "midpoint"): (-1.0, FROM_0),
+    ("dr_bot", "keep"): (1.5, SHARE),
+    ("self_imitation", "warmup"): (-1, FROM_0),
+    ("tool_reward", "decay"): (0, "[1, inf]"),
+    ("ear", "beta"): (0.0, ABOVE_0),
+    ("ear", "y_min"): (1.5, "[-inf, 1]"),
+    ("pear", "score"): (0.0, "(0, 1]"),
+    ("pear", "floor"): (2.0, "[-inf, 1]"),
+    ("ares", "quantile"): (95.0, SHARE),
+    ("ares", "alpha"): (-1.0, "[0, 2]"),
+    ("ares_kl", "coef"): (-0.1, FROM_0),
+    ("ares_kl", "target"): (0.0, ABOVE_0),
+    ("entropy_sft", "ratio"): (1.5, SHARE),
+    ("entropy_sft", "coef"): (-1.0, FROM_0),
+    ("tea", "coef"): (-1.0, FROM_0),
+    ("tea", "cap"): (0.0, ABOVE_0),
+    ("forking_tokens", "ratio"): (-0.1, SHARE),
 }
 WITHOUT_A_RANGE = [
     ("arbitrary_entropy", "threshold"),
     ("arbitrary_entropy", "margin"),
     ("tempered_advantage", "threshold"),
     ("clip_cov", "lower"),
+    ("pear", "alpha"),
+    ("canon", "beta"),
+    ("forking_tokens", "threshold"),
 ]
 
 

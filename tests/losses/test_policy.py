@@ -30,6 +30,12 @@ def one_token(log_ratio: float, advantage: float) -> TokenBatch:
     )
 
 
+def test_approximate_divergence_survives_an_impossible_token() -> None:
+    batch = one_token(-800.0, 1.0)
+    for loss in (ppo, gspo, cispo, sapo):
+        assert loss(batch).metrics["approx_kl"] == 20
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "flows"),
     [
@@ -54,6 +60,28 @@ def test_log_ratio_bound_silences_saturated_tokens() -> None:
     assert torch.autograd.grad(ppo(batch).loss, batch.log_probs)[0] == 0
     batch = one_token(-40.0, 1.0)
     assert torch.autograd.grad(ppo(batch, log_ratio_bound=None).loss, batch.log_probs)[0] < 0
+
+
+@pytest.mark.parametrize("form", ["token", "sequence"])
+def test_gspo_padding_beside_an_infinite_ratio(form) -> None:
+    batch = TokenBatch(
+        log_probs=torch.zeros(1, 3),
+        old_log_probs=torch.tensor([[-999.0, -999.0, 0.0]]),
+        mask=torch.tensor([[True, True, False]]),
+        advantages=torch.ones(1),
+    )
+    out = gspo(batch, form=form, clip_high=0.5, log_ratio_bound=None)
+    assert torch.equal(out.per_token, torch.tensor([[-1.5, -1.5, 0.0]]))
+
+
+def test_infinite_dual_clip_is_none() -> None:
+    for advantage in (-2.0, 0.0, 2.0):
+        batch = one_token(2.0, advantage)
+        found = [ppo(batch, dual_clip=bound) for bound in (float("inf"), None)]
+        assert found[0].loss == found[1].loss
+        assert found[0].metrics == found[1].metrics
+        grads = [torch.autograd.grad(out.loss, batch.log_probs)[0] for out in found]
+        assert grads[0] == grads[1]
 
 
 def random_batch(seed: int = 0, b: int = 6, t: int = 8, row_advantages: bool = True) -> TokenBatch:

@@ -362,6 +362,7 @@ def test_buffer_errors(options, message) -> None:
     ("options", "message"),
     [
         ({"combine": "both"}, "combine: expected one of sum, alternate"),
+        ({"buffer": {"sice": 4}}, r"buffer: expected one of size, .* got 'sice' \(did you mean 'size'\?\)"),
         ({"coef": -1.0}, "coef: expected"),
         ({"warmup": -1}, "warmup: expected"),
         ({"ratio": 2.0}, "ratio: expected"),
@@ -369,7 +370,7 @@ def test_buffer_errors(options, message) -> None:
 )
 def test_loss_errors(options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        self_imitation(rollout(), **options)
+        SelfImitation(**options)(rollout())
 
 
 def test_missing_fields_and_empty_baselines() -> None:
