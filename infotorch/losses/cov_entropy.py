@@ -139,12 +139,12 @@ def clip_cov(
             fraction(pool.mask.sum(), ratio),
         )
     )
-    per_token = zero_outside(-gain, ~selected)
     metrics = {
         "selected_fraction": token_mean(selected, batch),
         "covariance": token_mean(covariance, batch),
         "approx_kl": -token_mean(bounded(batch.log_ratio, log_ratio_bound), batch),
     }
+    per_token = zero_outside(-gain, ~selected)
     return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
