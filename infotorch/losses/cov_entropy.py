@@ -203,14 +203,13 @@ def kl_cov(
     pool = Pool(batch.mask, scope)
     count = fraction(pool.mask.sum(), ratio)
     selected = pool.own(lowest(-pool.flat(covariance), pool.flat(eligible), count))
-    log_ratio = batch.log_ratio
-    distance = log_ratio.abs()
-    per_token = coef * zero_outside(distance, selected) - batch.advantages * log_ratio.exp()
     metrics = {
         "selected_fraction": token_mean(selected, batch),
         "covariance": token_mean(covariance, batch),
-        "abs_kl": token_mean(distance, batch),
+        "abs_kl": token_mean(batch.log_ratio.detach().abs(), batch),
     }
+    log_ratio = batch.log_ratio
+    per_token = coef * zero_outside(log_ratio.abs(), selected) - batch.advantages * log_ratio.exp()
     return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
