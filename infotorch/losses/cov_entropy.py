@@ -146,12 +146,12 @@ def clip_cov(
             fraction(pool.mask.sum(), ratio),
         )
     )
-    per_token = zero_outside(-gain, ~selected)
     metrics = {
         "selected_fraction": token_mean(selected, batch),
         "covariance": token_mean(covariance, batch),
         "approx_kl": -token_mean(bounded(batch.log_ratio, log_ratio_bound), batch),
     }
+    per_token = zero_outside(-gain, ~selected)
     return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
@@ -212,14 +212,13 @@ def kl_cov(
     pool = Pool(batch.mask, scope)
     count = fraction(pool.mask.sum(), ratio)
     selected = pool.own(lowest(-pool.flat(covariance), pool.flat(eligible), count))
-    log_ratio = batch.log_ratio
-    distance = log_ratio.abs()
-    per_token = coef * zero_outside(distance, selected) - batch.advantages * importance_ratio(batch, log_ratio_bound)
     metrics = {
         "selected_fraction": token_mean(selected, batch),
         "covariance": token_mean(covariance, batch),
-        "abs_kl": token_mean(distance, batch),
+        "abs_kl": token_mean(batch.log_ratio.detach().abs(), batch),
     }
+    distance = zero_outside(batch.log_ratio.abs(), selected)
+    per_token = coef * distance - batch.advantages * importance_ratio(batch, log_ratio_bound)
     return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)
 
 
