@@ -16,7 +16,6 @@ or methods. Written to --out: entropy-leaderboard.json and entropy-leaderboard.p
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import multiprocessing
@@ -30,7 +29,17 @@ from typing import Any
 
 import torch
 from _rlvr import K, average, countdown, smooth, summarize, train
-from common import COLORS, base_parser, format_spread, label_points, plotting, print_table, write_ledger
+from common import (
+    COLORS,
+    base_parser,
+    format_spread,
+    kept_run,
+    label_points,
+    plotting,
+    print_table,
+    run_file,
+    write_ledger,
+)
 from torch import nn
 from tqdm import tqdm
 
@@ -120,10 +129,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def run_file(args: argparse.Namespace, name: str, seed: int) -> Path:
-    """Where a run is kept: its name changes with whatever it depends on."""
-    said = json.dumps([settings(args), recipe(name, **options_of(name)).to_dict()], sort_keys=True, default=str)
-    return args.out / "runs" / f"{name}-{seed}-{hashlib.sha256(said.encode()).hexdigest()[:8]}.json"
+def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return run_file(args.out, f"{name}-{seed}", [settings(args), recipe(name, **options_of(name)).to_dict()])
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -132,19 +140,19 @@ def options_of(name: str) -> dict[str, Any]:
 
 def one_run(start: nn.Module, task: Task[Any], name: str, seed: int, args: argparse.Namespace) -> None:
     """Train with one method and seed, and keep the result; in a process of its own."""
-    problems, held_out = task.train(2048, seed), task.test(args.eval_problems, seed)
-    history, seconds = train(start, task, name, options_of(name), name, problems, held_out, seed, None, args)
-    path = run_file(args, name, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"rows": history.rows, "seconds": seconds}))
-    part.rename(path)  # a run that was cut off leaves no file that looks finished
+
+    def result() -> dict[str, Any]:
+        problems, held_out = task.train(2048, seed), task.test(args.eval_problems, seed)
+        history, seconds = train(start, task, name, options_of(name), name, problems, held_out, seed, None, args)
+        return {"rows": history.rows, "seconds": seconds}
+
+    kept_run(file_of(args, name, seed), result)
 
 
 def run_all(start: nn.Module, task: Task[Any], seeds: Sequence[int], args: argparse.Namespace) -> None:
     """Every run that is not there yet, ``args.jobs`` at a time."""
     wanted = [(name, seed) for seed in seeds for name in args.methods]
-    missing = [(name, seed) for name, seed in wanted if not run_file(args, name, seed).exists()]
+    missing = [(name, seed) for name, seed in wanted if not file_of(args, name, seed).exists()]
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="run", smoothing=0.05) as bar:
         if args.jobs == 1:
             for name, seed in missing:
@@ -163,7 +171,7 @@ def run_all(start: nn.Module, task: Task[Any], seeds: Sequence[int], args: argpa
 
 def load(args: argparse.Namespace, name: str, seeds: Sequence[int]) -> tuple[list[TrainingHistory], list[float]]:
     """Histories and seconds of a method's runs."""
-    kept = [json.loads(run_file(args, name, seed).read_text()) for seed in seeds]
+    kept = [json.loads(file_of(args, name, seed).read_text()) for seed in seeds]
     return [TrainingHistory(run["rows"]) for run in kept], [run["seconds"] for run in kept]
 
 
