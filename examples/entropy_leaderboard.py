@@ -51,6 +51,7 @@ from infotorch.rlvr.tasks import Task
 # Defaults that were made for 100,000 tokens an update; here there are 400. Everything else stands as published.
 FEW = "2 % of the tokens instead of 0.02 %, which would be less than one"
 TOY = "the published coefficient is made for a vocabulary of 150,000; this is the value that toy tasks ask for"
+WHOLE, HALF = "steps", "half of the steps"  # numbers that go with the length of a run
 SCALED: dict[str, tuple[dict[str, Any], str]] = {
     "clip_cov": ({"ratio": 0.02}, FEW),
     "kl_cov": ({"ratio": 0.02}, FEW),
@@ -62,14 +63,14 @@ SCALED: dict[str, tuple[dict[str, Any], str]] = {
     "arbitrary_entropy_repo": ({"target": 0.4}, "the same target"),
     "entropy_regularizer": ({"coef": 0.2}, TOY),
     "siren": ({"coef": 0.2}, TOY),
-    "epo": ({"coef": 0.01, "total_steps": 80}, "coefficient as on toy tasks; the length of this run"),
+    "epo": ({"coef": 0.01, "total_steps": WHOLE}, "coefficient as on toy tasks; the length of this run"),
     "tea": ({"coef": 0.02}, "answers of 8 tokens get weights above 1, those of 8,000 get 0.001"),
     "self_imitation": (
-        {"warmup": 40, "buffer": {"size": 64}},
+        {"warmup": HALF, "buffer": {"size": 64}},
         "half of this run, as published; a buffer that 256 rows a step can fill",
     ),
     "spear": (
-        {"warmup": 40, "buffer": {"size": 64}},
+        {"warmup": HALF, "buffer": {"size": 64}},
         "half of this run, as published; a buffer that 256 rows a step can fill",
     ),
     "overlong": ({"max_length": 9, "buffer": 4}, "lengths of this task"),
@@ -131,11 +132,14 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
     """Where a run is kept."""
-    return run_file(args.out, f"{name}-{seed}", [settings(args), recipe(name, **options_of(name)).to_dict()])
+    return run_file(args.out, f"{name}-{seed}", [settings(args), recipe(name, **options_of(args, name)).to_dict()])
 
 
-def options_of(name: str) -> dict[str, Any]:
-    return dict(SCALED[name][0]) if name in SCALED else {}
+def options_of(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What a method has other than its defaults."""
+    lengths = {WHOLE: args.steps, HALF: max(1, args.steps // 2)}
+    options = SCALED[name][0] if name in SCALED else {}
+    return {key: lengths[value] if isinstance(value, str) else value for key, value in options.items()}
 
 
 def one_run(start: nn.Module, task: Task[Any], name: str, seed: int, args: argparse.Namespace) -> None:
@@ -143,7 +147,7 @@ def one_run(start: nn.Module, task: Task[Any], name: str, seed: int, args: argpa
 
     def result() -> dict[str, Any]:
         problems, held_out = task.train(2048, seed), task.test(args.eval_problems, seed)
-        history, seconds = train(start, task, name, options_of(name), name, problems, held_out, seed, None, args)
+        history, seconds = train(start, task, name, options_of(args, name), name, problems, held_out, seed, None, args)
         return {"rows": history.rows, "seconds": seconds}
 
     kept_run(file_of(args, name, seed), result)
@@ -152,7 +156,11 @@ def one_run(start: nn.Module, task: Task[Any], name: str, seed: int, args: argpa
 def run_all(start: nn.Module, task: Task[Any], seeds: Sequence[int], args: argparse.Namespace) -> None:
     """Every run that is not there yet, ``args.jobs`` at a time."""
     wanted = [(name, seed) for seed in seeds for name in args.methods]
-    missing = [(name, seed) for name, seed in wanted if not file_of(args, name, seed).exists()]
+    files = {run: file_of(args, *run) for run in wanted}
+    missing = [run for run, path in files.items() if not path.exists()]
+    others = sum(len({*path.parent.glob(f"{name}-{seed}-*.json")} - {path}) for (name, seed), path in files.items())
+    if others:
+        print(f"{args.out / 'runs'}: {others} runs with other settings are left alone")
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="run", smoothing=0.05) as bar:
         if args.jobs == 1:
             for name, seed in missing:
@@ -183,17 +191,18 @@ def report(results: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         [
             name,
             *(format_spread([run[c] for run in results[name]], 2 if c != "entropy_start" else 3) for c in COLUMNS),
-            f"{mean(run['step_seconds'] for run in results[name]):.2f}",
+            format_spread([run["step_seconds"] for run in results[name]], 2),
         ]
         for name in ordered
     ]
-    print_table(headers, rows)
     print(
-        f"\nreward: training prompts, last tenth of the steps. pass@k and distinct correct answers (of {K} samples): "
+        f"reward: training prompts, last tenth of the steps. pass@k and distinct correct answers (of {K} samples): "
         "held-out problems, last three evaluations. H: nats per token."
     )
     for name, reason in LEFT_OUT.items():
         print(f"left out: {name}: {reason}")
+    print()
+    print_table(headers, rows)
 
 
 def draw(path: Path, record: Mapping[str, Any]) -> None:
@@ -266,13 +275,15 @@ def main() -> None:
         results=results,
         packages=("lightning",),
         settings=settings(args),
-        scaled={name: {"options": SCALED[name][0], "why": SCALED[name][1]} for name in args.methods if name in SCALED},
+        scaled={
+            name: {"options": options_of(args, name), "why": SCALED[name][1]} for name in args.methods if name in SCALED
+        },
         left_out=LEFT_OUT,
         curves={name: {key: curve(runs, key) for key in ("entropy", "reward")} for name, runs in histories.items()},
     )
     draw(picture, json.loads(path.read_text()))
+    print(f"{time.perf_counter() - started:.0f} s; wrote {path} and {picture}\n")
     report(results)
-    print(f"\n{time.perf_counter() - started:.0f} s; wrote {path} and {picture}")
 
 
 if __name__ == "__main__":
