@@ -150,6 +150,24 @@ def at_equal_tokens(histories: dict[str, list[TrainingHistory]], stage1: int) ->
     return found
 
 
+def at_equal_accuracy(histories: dict[str, list[TrainingHistory]]) -> dict[str, Any]:
+    """Held-out entropy where pass@1 first reaches a level, between evaluations by a straight line."""
+    found: dict[str, Any] = {name: {} for name in histories}
+    for level in (0.7, 0.8, 0.9):
+        crossed: dict[str, list[float]] = {name: [] for name in histories}
+        for name, runs in histories.items():
+            for history in runs:
+                accuracy, entropy = history.column("pass@1")[1], history.column("eval_entropy")[1]
+                at = next((i for i, value in enumerate(accuracy) if value >= level), 0)
+                if at:
+                    part = (level - accuracy[at - 1]) / (accuracy[at] - accuracy[at - 1])
+                    crossed[name].append(entropy[at - 1] + part * (entropy[at] - entropy[at - 1]))
+        if all(len(values) == len(histories[name]) for name, values in crossed.items()):
+            for name, values in crossed.items():
+                found[name][f"entropy_at_{level}"] = spread(values)
+    return found
+
+
 def main() -> None:
     parser = base_parser(__doc__, slug="cure", seeds=3)
     parser.add_argument("--steps", type=int, default=None, help="steps of stage 1 (none given: 6); stage 2 is half")
@@ -186,6 +204,7 @@ def main() -> None:
         seeds=seeds,
         results=results,
         dapo_at_equal_tokens=at_equal_tokens(histories, stage1),
+        entropy_at_equal_pass_at_1=at_equal_accuracy(histories),
         curves=curves(histories, ("eval_entropy", "pass@1")),
     )
     titles = {"eval_entropy": "entropy, nats per token, held out", "pass@1": "pass@1, held out"}

@@ -23,12 +23,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from _rlvr import K, average, countdown, smooth, summarize, train
+from _rlvr import K, average, countdown, smooth, step_seconds, summarize, train
 from common import (
     COLORS,
     base_parser,
@@ -130,9 +131,10 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+def file_of(args: argparse.Namespace, name: str, seed: int, kind: str = "") -> Path:
     """Where a run is kept."""
-    return run_file(args.out, f"{name}-{seed}", [settings(args), recipe(name, **options_of(args, name)).to_dict()])
+    said = [settings(args), recipe(name, **options_of(args, name)).to_dict()]
+    return run_file(args.out, f"{kind}{name}-{seed}", said)
 
 
 def options_of(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -177,6 +179,16 @@ def run_all(start: nn.Module, task: Task[Any], seeds: Sequence[int], args: argpa
                 bar.update()
 
 
+def time_all(start: nn.Module, task: Task[Any], seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step of every method, one after the other, so that what slows the machine slows all."""
+    found, problems = {}, task.train(2048, seed)
+    for name in tqdm(args.methods, desc=f"time of a step, seed {seed}", unit="method", leave=False):
+        path, options = file_of(args, name, seed, "time-"), options_of(args, name)
+        measure = partial(step_seconds, start, task, name, options, problems, seed, args)
+        found[name] = float(kept_run(path, measure))
+    return found
+
+
 def load(args: argparse.Namespace, name: str, seeds: Sequence[int]) -> tuple[list[TrainingHistory], list[float]]:
     """Histories and seconds of a method's runs."""
     kept = [json.loads(file_of(args, name, seed).read_text()) for seed in seeds]
@@ -197,7 +209,7 @@ def report(results: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     ]
     print(
         f"reward: training prompts, last tenth of the steps. pass@k and distinct correct answers (of {K} samples): "
-        "held-out problems, last three evaluations. H: nats per token."
+        "held-out problems, last three evaluations. H: nats per token. s/step: processor time of a step on a CPU."
     )
     for name, reason in LEFT_OUT.items():
         print(f"left out: {name}: {reason}")
@@ -253,14 +265,15 @@ def main() -> None:
     start = TinyDecoder(task.codec.vocab_size, dim=64, layers=2, heads=4, max_length=length, seed=args.seed)
     warm_start(start, task, task.train(2048, args.seed), steps=args.warmup_steps, lr=4e-3, seed=args.seed)
     run_all(start, task, seeds, args)
+    times = [time_all(start, task, seed, args) for seed in seeds]
 
     histories: dict[str, list[TrainingHistory]] = {}
     results: dict[str, list[dict[str, float]]] = {}
     for name in args.methods:
         histories[name], seconds = load(args, name, seeds)
         results[name] = [
-            {**summarize(h, s), "step_seconds": mean(h.column("seconds")[1])}
-            for h, s in zip(histories[name], seconds, strict=True)
+            {**summarize(h, s), "step_seconds": t[name]}
+            for h, s, t in zip(histories[name], seconds, times, strict=True)
         ]
     path = write_ledger(
         picture.with_suffix(".json"),
@@ -269,7 +282,9 @@ def main() -> None:
         experiment=(
             f"Countdown-like arithmetic, one warm-started 2-layer decoder (d=64) for all; {args.steps} rollout batches "
             f"of {args.prompts} prompts with {args.samples} responses, {args.minibatches} updates each, Adam "
-            f"{args.lr:g}; every method at its published defaults but for the changes named under scaled"
+            f"{args.lr:g}; every method at its published defaults but for the changes named under scaled; reward: "
+            "training prompts, mean over the last tenth of the steps; pass@k and distinct: held-out problems, mean "
+            "over the last three evaluations; step_seconds: time of a step (of the processor, on a CPU), taken alone"
         ),
         seeds=seeds,
         results=results,
