@@ -4,7 +4,8 @@
 more often than others and stops early, so that at the start about half of the problems get six wrong answers of six.
 From there: GRPO, GRPO without prompts of equal rewards, the prompt's advantage alone, and COPO with its rules.
 
-    python examples/copo.py                          three seeds, about two minutes on a CPU
+    python examples/copo.py                          three seeds, about a minute on a CPU
+    python examples/copo.py --full                   300 steps, five seeds: about five minutes
 
 Written to --out: copo.json and copo.png.
 """

@@ -4,9 +4,10 @@ RunSum (see examples/ettrl.py). DAPO with 16 responses a problem, against 4 resp
 most uncertain digits and finished three times more, and against cuts at random digits. Stage 1 is followed by stage 2,
 plain DAPO. The vocabulary has single characters only, so CURE's filter asks for one, and separators are excluded.
 
-    python examples/cure.py                          three seeds, about two minutes on a CPU
+    python examples/cure.py                          three seeds, less than a minute on a CPU
+    python examples/cure.py --full                   six digits, 40 steps of stage 1, five seeds: about five minutes
 
-Written to --out: cure.json and cure.png.
+Finished runs are kept in --out/runs and taken up again. Written to --out: cure.json and cure.png.
 """
 
 from __future__ import annotations
