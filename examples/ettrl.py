@@ -227,7 +227,7 @@ def main() -> None:
         voting=voted,
         curves=curves(histories, ("greedy", "pass@1", "eval_entropy")),
     )
-    titles = {"greedy": "greedy accuracy", "pass@1": "pass@1", "eval_entropy": "entropy, nats per token"}
+    titles = {"greedy": "greedy accuracy", "eval_entropy": "entropy, nats per token", "pass@1": "pass@1"}
     plot_curves(histories, args.out / "ettrl.png", titles, "RunSum: learning from the majority of one's own answers")
     digits = {"new_tokens": 0, "tokens": 0}
     print_table(("votes", *VOTING), [table_row(n, s, VOTING, digits) for n, s in voted.items()])
