@@ -95,7 +95,9 @@ def plot_curves(
         axis.set_xlabel("step")
         axis.set_title(label)
         axis.set_ylim(bottom=0)
-    axes[0, -1].legend(fontsize=8)
+    # Many names find no free place among the curves.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(found) > 6 else {}
+    axes[0, -1].legend(fontsize=8, **beside)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

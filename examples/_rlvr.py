@@ -6,7 +6,7 @@ import argparse
 import copy
 import time
 from collections.abc import Mapping
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -49,6 +49,35 @@ class StepBar(Callback):
         self.bar.close()
 
 
+def build(
+    start: nn.Module,
+    task: Task[Any],
+    name: str,
+    options: Mapping[str, Any],
+    held_out: list[Any],
+    seed: int,
+    args: argparse.Namespace,
+) -> RLVRModule:
+    """A method with a copy of the warm-started model; without held-out problems nothing is evaluated."""
+    torch.set_num_threads(args.threads)
+    quiet_lightning()
+    method = recipe(name, **options)
+    return RLVRModule(
+        copy.deepcopy(start),
+        task,
+        method,
+        samples=args.samples,
+        minibatches=args.minibatches,
+        lr=args.lr,
+        old_log_probs="sampler",
+        reference=copy.deepcopy(start) if "ref_log_probs" in method.required else None,
+        eval_problems=held_out,
+        eval_every=max(1, args.steps // 10) if held_out else 0,
+        eval_samples=K,
+        seed=seed,
+    )
+
+
 def train(
     start: nn.Module,
     task: Task[Any],
@@ -66,28 +95,46 @@ def train(
     ``position`` is the line of its progress bar; None shows none.
     """
     begun = time.perf_counter()
-    torch.set_num_threads(args.threads)
-    quiet_lightning()
-    method = recipe(name, **options)
-    module = RLVRModule(
-        copy.deepcopy(start),
-        task,
-        method,
-        samples=args.samples,
-        minibatches=args.minibatches,
-        lr=args.lr,
-        old_log_probs="sampler",
-        reference=copy.deepcopy(start) if "ref_log_probs" in method.required else None,
-        eval_problems=held_out,
-        eval_every=max(1, args.steps // 10),
-        eval_samples=K,
-        seed=seed,
-    )
+    module = build(start, task, name, options, held_out, seed, args)
     bar = [] if position is None else [StepBar(label, args.steps, position)]
     plain_trainer(accelerator="auto", callbacks=bar).fit(
         module, PromptLoader(problems, args.prompts, args.steps, seed=seed)
     )
     return module.history, time.perf_counter() - begun
+
+
+class StepClock(Callback):
+    """Seconds of every step: of the processor, which other jobs do not lengthen, or on the clock with a GPU."""
+
+    def __init__(self) -> None:
+        self.read = time.perf_counter if torch.cuda.is_available() else time.process_time
+        self.begun, self.seconds = 0.0, list[float]()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin."""
+        self.begun = self.read()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End."""
+        self.seconds.append(self.read() - self.begun)
+
+
+def step_seconds(
+    start: nn.Module,
+    task: Task[Any],
+    name: str,
+    options: Mapping[str, Any],
+    problems: list[Any],
+    seed: int,
+    args: argparse.Namespace,
+) -> float:
+    """Time of a step of one method from the warm-started model: the median of five after the first."""
+    clock = StepClock()
+    module = build(start, task, name, options, [], seed, args)
+    plain_trainer(accelerator="auto", callbacks=[clock]).fit(module, PromptLoader(problems, args.prompts, 6, seed=seed))
+    return median(clock.seconds[1:])
 
 
 def summarize(history: TrainingHistory, seconds: float) -> dict[str, float]:

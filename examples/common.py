@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import math
 import platform
+import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,11 +25,13 @@ __all__ = [
     "difference",
     "format_spread",
     "interval",
+    "kept_run",
     "label_points",
     "plain_trainer",
     "plotting",
     "print_table",
     "quiet_lightning",
+    "run_file",
     "spread",
     "spreads",
     "versions",
@@ -109,6 +113,23 @@ def write_ledger(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def run_file(folder: Path, name: str, settings: Any) -> Path:
+    """Where a run is kept: the file's name changes with ``settings``, whatever the run depends on besides its name."""
+    said = json.dumps(settings, sort_keys=True, default=str)
+    stem = re.sub(r"\W+", "-", name).strip("-")
+    return folder / "runs" / f"{stem}-{hashlib.sha256(said.encode()).hexdigest()[:8]}.json"
+
+
+def kept_run(path: Path, run: Callable[[], Any]) -> Any:
+    """What ``run`` returns, as JSON reads it: from the file if an earlier call wrote it, see `run_file`."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(run()), encoding="utf-8")
+        part.rename(path)  # a run that was cut off leaves no file that looks finished
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 more often than others and stops early, so that at the start about half of the problems get six wrong answers of six.
 From there: GRPO, GRPO without prompts of equal rewards, the prompt's advantage alone, and COPO with its rules.
 
-    python examples/copo.py                          three seeds, about two minutes on a CPU
+    python examples/copo.py                          three seeds, about a minute on a CPU
+    python examples/copo.py --full                   300 steps, five seeds: about five minutes
 
 Written to --out: copo.json and copo.png.
 """
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from _arms import curves, plot_curves, table_row
 from _gru import GRUPolicy, train
-from common import base_parser, print_table, spread, spreads, write_ledger
+from common import base_parser, difference, print_table, spread, spreads, write_ledger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -184,6 +185,12 @@ def main() -> None:
         ),
         seeds=seeds,
         results=results,
+        minus_grpo={
+            f"{name}: {key}": difference(row[key]["values"], results["GRPO"][key]["values"])
+            for name, row in results.items()
+            for key in ("mean_at_8", "majority_at_8", "all_wrong")
+            if name != "GRPO"
+        },
         at_start=at_start(starts, environments),
         curves=curves(histories, ("success", "easy_wrong")),
     )

@@ -16,7 +16,6 @@ or methods. Written to --out: entropy-leaderboard.json and entropy-leaderboard.p
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import multiprocessing
@@ -24,13 +23,24 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from _rlvr import K, average, countdown, smooth, summarize, train
-from common import COLORS, base_parser, format_spread, label_points, plotting, print_table, write_ledger
+from _rlvr import K, average, countdown, smooth, step_seconds, summarize, train
+from common import (
+    COLORS,
+    base_parser,
+    format_spread,
+    kept_run,
+    label_points,
+    plotting,
+    print_table,
+    run_file,
+    write_ledger,
+)
 from torch import nn
 from tqdm import tqdm
 
@@ -42,6 +52,7 @@ from infotorch.rlvr.tasks import Task
 # Defaults that were made for 100,000 tokens an update; here there are 400. Everything else stands as published.
 FEW = "2 % of the tokens instead of 0.02 %, which would be less than one"
 TOY = "the published coefficient is made for a vocabulary of 150,000; this is the value that toy tasks ask for"
+WHOLE, HALF = "steps", "half of the steps"  # numbers that go with the length of a run
 SCALED: dict[str, tuple[dict[str, Any], str]] = {
     "clip_cov": ({"ratio": 0.02}, FEW),
     "kl_cov": ({"ratio": 0.02}, FEW),
@@ -53,14 +64,14 @@ SCALED: dict[str, tuple[dict[str, Any], str]] = {
     "arbitrary_entropy_repo": ({"target": 0.4}, "the same target"),
     "entropy_regularizer": ({"coef": 0.2}, TOY),
     "siren": ({"coef": 0.2}, TOY),
-    "epo": ({"coef": 0.01, "total_steps": 80}, "coefficient as on toy tasks; the length of this run"),
+    "epo": ({"coef": 0.01, "total_steps": WHOLE}, "coefficient as on toy tasks; the length of this run"),
     "tea": ({"coef": 0.02}, "answers of 8 tokens get weights above 1, those of 8,000 get 0.001"),
     "self_imitation": (
-        {"warmup": 40, "buffer": {"size": 64}},
+        {"warmup": HALF, "buffer": {"size": 64}},
         "half of this run, as published; a buffer that 256 rows a step can fill",
     ),
     "spear": (
-        {"warmup": 40, "buffer": {"size": 64}},
+        {"warmup": HALF, "buffer": {"size": 64}},
         "half of this run, as published; a buffer that 256 rows a step can fill",
     ),
     "overlong": ({"max_length": 9, "buffer": 4}, "lengths of this task"),
@@ -120,31 +131,38 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def run_file(args: argparse.Namespace, name: str, seed: int) -> Path:
-    """Where a run is kept: its name changes with whatever it depends on."""
-    said = json.dumps([settings(args), recipe(name, **options_of(name)).to_dict()], sort_keys=True, default=str)
-    return args.out / "runs" / f"{name}-{seed}-{hashlib.sha256(said.encode()).hexdigest()[:8]}.json"
+def file_of(args: argparse.Namespace, name: str, seed: int, kind: str = "") -> Path:
+    """Where a run is kept."""
+    said = [settings(args), recipe(name, **options_of(args, name)).to_dict()]
+    return run_file(args.out, f"{kind}{name}-{seed}", said)
 
 
-def options_of(name: str) -> dict[str, Any]:
-    return dict(SCALED[name][0]) if name in SCALED else {}
+def options_of(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What a method has other than its defaults."""
+    lengths = {WHOLE: args.steps, HALF: max(1, args.steps // 2)}
+    options = SCALED[name][0] if name in SCALED else {}
+    return {key: lengths[value] if isinstance(value, str) else value for key, value in options.items()}
 
 
 def one_run(start: nn.Module, task: Task[Any], name: str, seed: int, args: argparse.Namespace) -> None:
     """Train with one method and seed, and keep the result; in a process of its own."""
-    problems, held_out = task.train(2048, seed), task.test(args.eval_problems, seed)
-    history, seconds = train(start, task, name, options_of(name), name, problems, held_out, seed, None, args)
-    path = run_file(args, name, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"rows": history.rows, "seconds": seconds}))
-    part.rename(path)  # a run that was cut off leaves no file that looks finished
+
+    def result() -> dict[str, Any]:
+        problems, held_out = task.train(2048, seed), task.test(args.eval_problems, seed)
+        history, seconds = train(start, task, name, options_of(args, name), name, problems, held_out, seed, None, args)
+        return {"rows": history.rows, "seconds": seconds}
+
+    kept_run(file_of(args, name, seed), result)
 
 
 def run_all(start: nn.Module, task: Task[Any], seeds: Sequence[int], args: argparse.Namespace) -> None:
     """Every run that is not there yet, ``args.jobs`` at a time."""
     wanted = [(name, seed) for seed in seeds for name in args.methods]
-    missing = [(name, seed) for name, seed in wanted if not run_file(args, name, seed).exists()]
+    files = {run: file_of(args, *run) for run in wanted}
+    missing = [run for run, path in files.items() if not path.exists()]
+    others = sum(len({*path.parent.glob(f"{name}-{seed}-*.json")} - {path}) for (name, seed), path in files.items())
+    if others:
+        print(f"{args.out / 'runs'}: {others} runs with other settings are left alone")
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="run", smoothing=0.05) as bar:
         if args.jobs == 1:
             for name, seed in missing:
@@ -161,9 +179,19 @@ def run_all(start: nn.Module, task: Task[Any], seeds: Sequence[int], args: argpa
                 bar.update()
 
 
+def time_all(start: nn.Module, task: Task[Any], seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step of every method, one after the other, so that what slows the machine slows all."""
+    found, problems = {}, task.train(2048, seed)
+    for name in tqdm(args.methods, desc=f"time of a step, seed {seed}", unit="method", leave=False):
+        path, options = file_of(args, name, seed, "time-"), options_of(args, name)
+        measure = partial(step_seconds, start, task, name, options, problems, seed, args)
+        found[name] = float(kept_run(path, measure))
+    return found
+
+
 def load(args: argparse.Namespace, name: str, seeds: Sequence[int]) -> tuple[list[TrainingHistory], list[float]]:
     """Histories and seconds of a method's runs."""
-    kept = [json.loads(run_file(args, name, seed).read_text()) for seed in seeds]
+    kept = [json.loads(file_of(args, name, seed).read_text()) for seed in seeds]
     return [TrainingHistory(run["rows"]) for run in kept], [run["seconds"] for run in kept]
 
 
@@ -175,17 +203,18 @@ def report(results: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         [
             name,
             *(format_spread([run[c] for run in results[name]], 2 if c != "entropy_start" else 3) for c in COLUMNS),
-            f"{mean(run['step_seconds'] for run in results[name]):.2f}",
+            format_spread([run["step_seconds"] for run in results[name]], 2),
         ]
         for name in ordered
     ]
-    print_table(headers, rows)
     print(
-        f"\nreward: training prompts, last tenth of the steps. pass@k and distinct correct answers (of {K} samples): "
-        "held-out problems, last three evaluations. H: nats per token."
+        f"reward: training prompts, last tenth of the steps. pass@k and distinct correct answers (of {K} samples): "
+        "held-out problems, last three evaluations. H: nats per token. s/step: processor time of a step on a CPU."
     )
     for name, reason in LEFT_OUT.items():
         print(f"left out: {name}: {reason}")
+    print()
+    print_table(headers, rows)
 
 
 def draw(path: Path, record: Mapping[str, Any]) -> None:
@@ -236,14 +265,15 @@ def main() -> None:
     start = TinyDecoder(task.codec.vocab_size, dim=64, layers=2, heads=4, max_length=length, seed=args.seed)
     warm_start(start, task, task.train(2048, args.seed), steps=args.warmup_steps, lr=4e-3, seed=args.seed)
     run_all(start, task, seeds, args)
+    times = [time_all(start, task, seed, args) for seed in seeds]
 
     histories: dict[str, list[TrainingHistory]] = {}
     results: dict[str, list[dict[str, float]]] = {}
     for name in args.methods:
         histories[name], seconds = load(args, name, seeds)
         results[name] = [
-            {**summarize(h, s), "step_seconds": mean(h.column("seconds")[1])}
-            for h, s in zip(histories[name], seconds, strict=True)
+            {**summarize(h, s), "step_seconds": t[name]}
+            for h, s, t in zip(histories[name], seconds, times, strict=True)
         ]
     path = write_ledger(
         picture.with_suffix(".json"),
@@ -252,19 +282,23 @@ def main() -> None:
         experiment=(
             f"Countdown-like arithmetic, one warm-started 2-layer decoder (d=64) for all; {args.steps} rollout batches "
             f"of {args.prompts} prompts with {args.samples} responses, {args.minibatches} updates each, Adam "
-            f"{args.lr:g}; every method at its published defaults but for the changes named under scaled"
+            f"{args.lr:g}; every method at its published defaults but for the changes named under scaled; reward: "
+            "training prompts, mean over the last tenth of the steps; pass@k and distinct: held-out problems, mean "
+            "over the last three evaluations; step_seconds: time of a step (of the processor, on a CPU), taken alone"
         ),
         seeds=seeds,
         results=results,
         packages=("lightning",),
         settings=settings(args),
-        scaled={name: {"options": SCALED[name][0], "why": SCALED[name][1]} for name in args.methods if name in SCALED},
+        scaled={
+            name: {"options": options_of(args, name), "why": SCALED[name][1]} for name in args.methods if name in SCALED
+        },
         left_out=LEFT_OUT,
         curves={name: {key: curve(runs, key) for key in ("entropy", "reward")} for name, runs in histories.items()},
     )
     draw(picture, json.loads(path.read_text()))
+    print(f"{time.perf_counter() - started:.0f} s; wrote {path} and {picture}\n")
     report(results)
-    print(f"\n{time.perf_counter() - started:.0f} s; wrote {path} and {picture}")
 
 
 if __name__ == "__main__":

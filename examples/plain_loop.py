@@ -1,6 +1,7 @@
 """A policy-gradient loop in plain PyTorch, without any framework: what it takes to use a method of `infotorch.losses`.
 
-A one-layer recurrent policy learns to write sequences whose digits add up to a target.
+A one-layer recurrent policy learns to write sequences whose digits add up to a target. Everything before `main` is the
+whole loop; `main` keeps the record.
 
     python examples/plain_loop.py --recipe clip_cov
 
@@ -12,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import base_parser, plotting, print_table, write_ledger
-from torch import nn
+from common import base_parser, format_spread, plotting, print_table, spread, write_ledger
+from torch import Tensor, nn
 from tqdm import trange
 
 from infotorch.core import token_stats
@@ -30,14 +31,14 @@ class Policy(nn.Module):
         self.embed, self.cell = nn.Embedding(VOCAB + 8 * VOCAB, 64), nn.GRU(64, 64, batch_first=True)
         self.head = nn.Linear(64, VOCAB)
 
-    def forward(self, target: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
-        """Logits ``(B, T, V)``."""
+    def forward(self, target: Tensor, digits: Tensor) -> Tensor:
+        """``(B, T, V)`` for targets ``(B,)`` and digits ``(B, T)``."""
         ids = torch.cat([VOCAB + target[:, None], digits[:, :-1]], 1)
         return self.head(self.cell(self.embed(ids))[0])
 
 
 @torch.no_grad()
-def sample(policy: Policy, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def sample(policy: Policy, target: Tensor, generator: torch.Generator) -> Tensor:
     digits = torch.zeros(len(target), LENGTH, dtype=torch.long)
     for t in range(LENGTH):
         probs = policy(target, digits)[:, t].softmax(-1)
@@ -45,9 +46,8 @@ def sample(policy: Policy, target: torch.Tensor, generator: torch.Generator) -> 
     return digits
 
 
-def statistics(policy: Policy, target: torch.Tensor, digits: torch.Tensor) -> dict[str, Any]:
+def statistics(policy: Policy, target: Tensor, digits: Tensor) -> dict[str, Any]:
     stats = token_stats(policy(target, digits), digits)
-    assert stats.log_probs is not None
     return {"log_probs": stats.log_probs, "entropy": stats.entropy}
 
 
@@ -58,13 +58,13 @@ def train(name: str, steps: int, seed: int) -> list[tuple[float, float]]:
     policy, method, curve = Policy(), recipe(name), []
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     mask = torch.ones(PROMPTS * SAMPLES, LENGTH, dtype=torch.bool)
+    group = torch.arange(PROMPTS).repeat_interleave(SAMPLES)
     for _ in trange(steps, desc=name, unit="step"):
         target = torch.randint(5, 50, (PROMPTS,), generator=generator).repeat_interleave(SAMPLES)
         digits = sample(policy, target, generator)
         reward = 1 - (digits.sum(1) - target).abs().clamp(max=10) / 10
         with torch.no_grad():  # rewards to advantages: needs complete groups
             now = statistics(policy, target, digits)
-            group = torch.arange(PROMPTS).repeat_interleave(SAMPLES)
             batch = method.prepare(TokenBatch(**now, mask=mask, rewards=reward, group=group))
         curve.append((float(reward.mean()), float(now["entropy"].mean())))
         for rows in torch.randperm(len(mask), generator=generator).split(len(mask) // 4):  # mini-batches
@@ -83,26 +83,18 @@ def main() -> None:
     args = parser.parse_args()
     steps = args.steps or (600 if args.full else 150)
     seeds = [args.seed + i for i in range(args.seeds or 1)]
-    curves = {name: [train(name, steps, seed) for seed in seeds] for name in args.recipe.split(",")}
-    results = {
-        name: [
-            {"reward_end": sum(r for r, _ in run[-10:]) / 10, "entropy_start": run[0][1], "entropy_end": run[-1][1]}
-            for run in runs
-        ]
-        for name, runs in curves.items()
-    }
+    curves = {name: torch.tensor([train(name, steps, seed) for seed in seeds]) for name in args.recipe.split(",")}
+    results = {}
     plt = plotting()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
-    for name, runs in curves.items():
-        mean = torch.tensor(runs).mean(0)
-        for axis, column in zip(axes, mean.T, strict=True):
+    for name, runs in curves.items():  # [seeds, steps, 2]
+        ends = {"reward_end": runs[:, -10:, 0].mean(1), "entropy_start": runs[:, 0, 1], "entropy_end": runs[:, -1, 1]}
+        results[name] = {key: spread(values.tolist()) for key, values in ends.items()}
+        for axis, column, title in zip(axes, runs.mean(0).T, ("reward", "entropy (nats per token)"), strict=True):
             axis.plot(column, label=name)
-    for axis, title in zip(axes, ("reward", "entropy (nats per token)"), strict=True):
-        axis.set(title=title, xlabel="step")
+            axis.set(title=title, xlabel="step")
     axes[0].legend()
-    args.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out / "plain-loop.png")
-    write_ledger(
+    path = write_ledger(
         args.out / "plain-loop.json",
         slug="plain-loop",
         claim="None: it shows that the losses need no framework.",
@@ -110,8 +102,8 @@ def main() -> None:
         seeds=seeds,
         results=results,
     )
-    columns = ("reward_end", "entropy_start", "entropy_end")
-    rows = [[name, *(sum(run[c] for run in runs) / len(runs) for c in columns)] for name, runs in results.items()]
+    figure.savefig(path.with_suffix(".png"))
+    rows = [[name, *(format_spread(row[key]["values"]) for key in row)] for name, row in results.items()]
     print_table(["method", "reward", "H start", "H end"], rows)
 
 

@@ -76,18 +76,26 @@ def test_leaderboard_takes_finished_runs_up_again(tmp_path):
     command += ["--eval-problems", "4", "--jobs", "1", "--methods"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def once(methods):
+    def once(methods, *options):
         done = subprocess.run(
-            [*command, methods], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            [*command, methods, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout, json.loads((tmp_path / "entropy-leaderboard.json").read_text())
 
     once("grpo,kl_cov")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
-    assert len(times) == 4
+    assert len(times) == 8  # two methods, two seeds: the run, and the time of a step
     table, record = once("grpo,kl_cov,dapo")
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert set(record["results"]) == set(record["curves"]) == {"grpo", "kl_cov", "dapo"}
     assert record["scaled"]["kl_cov"]["options"] == {"ratio": 0.02}
     assert all(name in table for name in ("grpo", "dapo", "pass@16", "s/step"))
+    assert table.strip().splitlines()[-1].split()[0] in record["results"]  # the table comes last
+
+    # Other settings: nothing of the finished runs is taken, and nothing of them is lost.
+    told, other = once("grpo", "--steps", "3")
+    assert "2 runs with other settings are left alone" in told
+    assert other["settings"]["steps"] == 3
+    assert len(other["curves"]["grpo"]["reward"]) == 3
+    assert {path: path.stat().st_mtime_ns for path in times} == times
