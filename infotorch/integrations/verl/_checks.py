@@ -72,7 +72,7 @@ def check_loss(full: str, method: Recipe) -> None:
         if part.sees_step:
             raise ValueError(
                 f"loss_mode: {full!r}: {name!r} wants a forward pass over the whole optimizer step before it, which "
-                "verl's actor does not make; choose bounds_per='batch'"
+                "verl's actor does not make; choose bounds_per='micro_batch'"
             )
     if sets_temperatures(method):
         raise ValueError(
