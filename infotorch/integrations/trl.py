@@ -254,7 +254,7 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
             if name.startswith("extras/")
         }
         own = self.accelerator.process_index * rows
-        known = {f.name for f in dataclasses.fields(TokenBatch) if f.init}
+        known = {f.name for f in dataclasses.fields(TokenBatch)}
         further |= {name: everywhere.pop(name) for name in list(everywhere) if name not in known}
         record: Any = everywhere
         with distributed.one_process():
