@@ -172,6 +172,7 @@ def forking_tokens(
         scope=scope,
         generator=generator,
     )
+    about = {"kept_fraction": token_mean(kept, batch), "kept_entropy": masked_mean(batch.entropy.detach(), kept)}
     per_token, metrics = clipped_surrogate(
         importance_ratio(batch, log_ratio_bound),
         batch,
@@ -179,8 +180,7 @@ def forking_tokens(
         clip_high=clip_high,
         dual_clip=dual_clip,
     )
-    metrics["kept_fraction"] = token_mean(kept, batch)
-    metrics["kept_entropy"] = masked_mean(batch.entropy, kept)
+    metrics |= about
     if normalize == "all":
         return reduce_loss(batch, zero_outside(per_token, kept), aggregation, metrics, zeroed=True)
     # The kept tokens of all ranks where the choice was global; else each batch divides by its own.

@@ -10,7 +10,7 @@ import torch
 from infotorch.core._checks import check_range
 from infotorch.core._choice import indicator
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, approx_kl, importance_ratio, reduce_loss
+from infotorch.losses.ppo import AggregationLike, bounded, reduce_loss, token_mean
 from infotorch.losses.registry import Part, register
 
 
@@ -50,8 +50,9 @@ def sapo(
     check_range("tau_positive", tau_positive, 0.0, low_open=True)
     check_range("tau_negative", tau_negative, 0.0, low_open=True)
     assert batch.advantages is not None
-    metrics = {"approx_kl": approx_kl(batch)}
-    ratio = importance_ratio(batch, log_ratio_bound)
+    log_ratio = batch.log_ratio
+    metrics = {"approx_kl": -token_mean(log_ratio, batch)}
+    ratio = bounded(log_ratio, log_ratio_bound).exp()
     tau = tau_positive + (tau_negative - tau_positive) * indicator(torch.le, batch.advantages, 0.0)
     per_token = torch.sigmoid(tau * (ratio - 1)) * (-4 * batch.advantages / tau)
     return reduce_loss(batch, per_token, aggregation, metrics, zeroed=True)

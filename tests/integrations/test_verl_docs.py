@@ -137,7 +137,7 @@ def test_trainers_check_what_a_launch_of_ones_own_has_not(monkeypatch) -> None:
 
 def test_a_step_that_is_seen_beforehand_is_refused() -> None:
     full = ours.register("stepwise", "bapo", bounds_per="step")
-    with pytest.raises(ValueError, match=r"wants a forward pass over the whole optimizer step.*bounds_per='micro_batch'"):
+    with pytest.raises(ValueError, match=r"a forward pass over the whole optimizer step.*bounds_per='micro_batch'"):
         ours.check_config(configured(_loss(full)))
 
 
