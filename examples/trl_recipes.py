@@ -157,12 +157,11 @@ def main() -> None:
     plt = plotting()
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
     for name in names:
-        # Over the recipe grpo, with which it coincides.
-        style = {"linestyle": "--", "color": "#bbbbbb", "zorder": 3} if name == OWN else {}
+        style = {"linestyle": "--", "linewidth": 2.4, "color": "#999999"} if name == OWN else {}
         for axis, key in zip(axes, ("reward", "entropy"), strict=True):
             axis.plot(torch.tensor([found[key] for found in runs[name]]).mean(0), label=name, **style)
-    for axis, title, unit in zip(axes, ("reward", "entropy, nats per token"), ("batch", "optimizer step"), strict=True):
-        axis.set(title=title, xlabel=unit)
+    for axis, title in zip(axes, ("reward (per generation batch)", "entropy, nats per token (per step)"), strict=True):
+        axis.set_title(title)
     axes[1].legend()
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "trl-recipes.png")
