@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Mapping
 from statistics import mean, median
@@ -47,6 +50,18 @@ class StepBar(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar standing."""
         self.bar.close()
+
+
+def leave_with_parent() -> None:
+    """In a worker: end when the process that started it is killed, which tells a pool's workers nothing."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def build(

@@ -29,7 +29,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from _rlvr import K, average, countdown, smooth, step_seconds, summarize, train
+from _rlvr import K, average, countdown, leave_with_parent, smooth, step_seconds, summarize, train
 from common import (
     COLORS,
     base_parser,
@@ -171,7 +171,7 @@ def run_all(start: nn.Module, task: Task[Any], seeds: Sequence[int], args: argpa
                 bar.update()
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+        with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=leave_with_parent) as pool:
             futures = {pool.submit(one_run, start, task, name, seed, args): (name, seed) for name, seed in missing}
             for future in as_completed(futures):
                 future.result()

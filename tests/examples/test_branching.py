@@ -54,6 +54,7 @@ def check_trees(module, responses, roots, branches):
         assert (responses.group[first:row] == prompt).all()
     assert row == len(responses)
     stats = response_stats(module.model, responses)
+    assert stats.log_probs is not None
     assert torch.allclose(stats.log_probs, responses.log_probs, atol=1e-5)
     assert bool((responses.log_probs[~responses.mask] == 0).all())
 
