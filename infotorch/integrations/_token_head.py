@@ -137,7 +137,7 @@ def logit_scale(config: Any) -> float:
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """The full tensor of a parameter that FSDP shards."""
+    """The full tensor of one that is sharded, as FSDP's parameters and tensor-parallel logits are."""
     gather: Any = getattr(parameter, "full_tensor", None)
     full: Any = gather() if callable(gather) else parameter
     return full

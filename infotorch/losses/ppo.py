@@ -71,12 +71,14 @@ def aggregate_loss(
     return LossOutput(loss, per_token, {k: v.detach() for k, v in (metrics or {}).items()})
 
 
-def approx_kl(batch: TokenBatch) -> Tensor:
+def approx_kl(batch: TokenBatch, log_ratio: Tensor | None = None) -> Tensor:
     """Mean of ``old_log_probs - log_probs``, Schulman's first estimate of the divergence; no gradient.
 
     Each difference counts within +-20, as in verl: one token that has become impossible is not the mean of all.
+    ``log_ratio`` is that of the batch, where it has been formed already.
     """
-    return -token_mean(hardtanh(batch.log_ratio.detach(), -20, 20), batch)
+    log_ratio = batch.log_ratio if log_ratio is None else log_ratio
+    return -token_mean(hardtanh(log_ratio.detach(), -20, 20), batch)
 
 
 def token_mean(x: Tensor, batch: TokenBatch) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from infotorch.core._checks import check_range
 from infotorch.core._choice import indicator
 from infotorch.losses.batch import LossOutput, TokenBatch
-from infotorch.losses.ppo import AggregationLike, bounded, reduce_loss, token_mean
+from infotorch.losses.ppo import AggregationLike, approx_kl, bounded, reduce_loss
 from infotorch.losses.registry import Part, register
 
 
@@ -51,7 +51,7 @@ def sapo(
     check_range("tau_negative", tau_negative, 0.0, low_open=True)
     assert batch.advantages is not None
     log_ratio = batch.log_ratio
-    metrics = {"approx_kl": -token_mean(log_ratio, batch)}
+    metrics = {"approx_kl": approx_kl(batch, log_ratio)}
     ratio = bounded(log_ratio, log_ratio_bound).exp()
     tau = tau_positive + (tau_negative - tau_positive) * indicator(torch.le, batch.advantages, 0.0)
     per_token = torch.sigmoid(tau * (ratio - 1)) * (-4 * batch.advantages / tau)

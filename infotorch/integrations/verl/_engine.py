@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 
 from infotorch.core import token_stats
+from infotorch.integrations._token_head import whole
 from infotorch.integrations.verl._hooks import when_loaded, wrap
 
 ENGINES = ("fsdp", "fsdp2")
@@ -52,7 +52,7 @@ def _outputs(
     if tu.get_non_tensor_data(data=micro_batch, key="use_fused_kernels", default=False):
         raise ValueError(f"{', '.join(options['extras'])}: verl's fused kernels give no logits to compute them from")
     offsets = micro_batch["input_ids"].offsets()
-    logits = output.logits.full_tensor() if isinstance(output.logits, DTensor) else output.logits
+    logits = whole(output.logits)
     packed = tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True)
     if packed:
         logits, temperature = logits.squeeze(0), output_args["temperature_rmpad"]
