@@ -5,7 +5,7 @@ model first learns the form of an answer from demonstrations of which half are w
 `RecipeGRPOTrainer`, one run per recipe, from the same weights and seeds. TRL's own GRPOTrainer makes the first run: the
 recipe ``grpo`` with TRL's conventions has to give the same losses step by step.
 
-    pip install -e '.[trl]' && python examples/trl_recipes.py      three seeds, about two minutes on two CPU cores
+    pip install -e '.[trl]' && python examples/trl_recipes.py      three seeds, under two minutes on two CPU cores
 
 Written to --out: trl-recipes.json and trl-recipes.png.
 """
