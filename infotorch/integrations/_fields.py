@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from infotorch.core.distributed import one_process
-from infotorch.losses import Part, Recipe, TokenBatch
+from infotorch.losses import Part, Recipe
 
 # What a part may read at the start of a step without a forward pass of the sampling policy.
 _GIVEN = frozenset({"rewards", "group", "answer", "tokens", "turn", "trajectory", "source", "advantages"})
@@ -76,45 +74,3 @@ def optimizer_window(step: int, per_generation: int, accumulation: int) -> range
         return range(per_generation)
     start = step % per_generation // accumulation * accumulation
     return range(start, start + accumulation)
-
-
-def try_out(recipe: Recipe) -> None:
-    """Run a recipe once on a small made-up batch, so that options out of range are refused where they are written.
-
-    Only a new recipe of the same options is run; the given one keeps its state. Recipes with parts that read fields of
-    a user's own (``extras``) are left alone.
-
-    Raises:
-        ValueError: An option out of range; the message names the range.
-
-    >>> from infotorch.losses import recipe
-    >>> try_out(recipe("clip_cov", ratio=2.0))
-    Traceback (most recent call last):
-    ValueError: ratio: expected a number in [0, 1], got 2.0
-    """
-    if any(name.startswith("extras.") for name in recipe.required):
-        return
-    trial = Recipe.from_dict(recipe.to_dict())
-    extras = {name: torch.full((4, 6), 0.5) for name in trial.token_options.get("extras", ())}
-    mask = torch.ones(4, 6, dtype=torch.bool)
-    spread = torch.linspace(0.1, 1.0, 24).reshape(4, 6)
-    batch = TokenBatch(
-        log_probs=(-spread).requires_grad_(),
-        old_log_probs=-spread.flip(0),
-        ref_log_probs=-spread.flip(1),
-        entropy=spread.clone().requires_grad_(),
-        top_p_entropy=extras.pop("top_p_entropy", None),
-        mask=mask,
-        rewards=torch.tensor([0.0, 1.0, 1.0, 0.0]),
-        group=torch.tensor([0, 0, 1, 1]),
-        answer=torch.tensor([0, 1, 1, 2]),
-        tokens=torch.zeros(4, 6, dtype=torch.long),
-        turn=torch.zeros(4, 6, dtype=torch.long),
-        extras=extras,
-    )
-    with warnings.catch_warnings(), one_process():
-        warnings.simplefilter("ignore")
-        if recipe.advantage is None:
-            batch = batch.replace(advantages=torch.tensor([-1.0, 1.0, 1.0, -1.0]))
-        trial(trial.prepare(batch))
-        trial.after_step()

@@ -7,6 +7,7 @@ from typing import Any
 
 from infotorch.integrations._fields import sets_temperatures
 from infotorch.losses import Recipe
+from infotorch.losses._trial import try_out
 
 TESTED = "1.16"
 # Arguments of GRPOConfig that shape the loss; with a recipe they would be ignored, so they must stand at their default.
@@ -40,12 +41,13 @@ def check(recipe: Recipe, config: Any, *, answers: Any, extras: Any, rollout_fun
 
     Raises:
         ImportError: Another version of TRL than the tested one.
-        ValueError: Something is missing or contradicts the recipe.
+        ValueError: Something is missing or contradicts the recipe, an option of it is out of range.
     """
     import trl
 
     if not trl.__version__.startswith(TESTED + "."):
         raise ImportError(f"trl: expected {TESTED}.*, which this trainer is tested with, got {trl.__version__}")
+    try_out(recipe)
     config = trl.GRPOConfig if config is None else config
     _check_loss_arguments(config, {f.name: f.default for f in dataclasses.fields(trl.GRPOConfig)})
     _check_sampling(recipe, config, rollout_func)

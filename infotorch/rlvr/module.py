@@ -21,6 +21,7 @@ from infotorch.core import TokenStats
 from infotorch.core import distributed as dist
 from infotorch.losses import AUXILIARY, ON_POLICY, LossOutput, Recipe, TokenBatch
 from infotorch.losses import recipe as named_recipe
+from infotorch.losses._trial import try_out
 from infotorch.losses.registry import Temperatures
 from infotorch.rlvr.loader import PromptBatch
 from infotorch.rlvr.metrics import TrainingHistory, distinct_correct, pass_at_k
@@ -69,8 +70,8 @@ class RLVRModule(LightningModule):
         seed: Seed of all random draws; torch's global generator is seeded with it when training starts.
 
     Raises:
-        ValueError: If an option is out of range, the recipe needs a reference model and there is none, or it sets
-            temperatures and the sampler cannot.
+        ValueError: If an option is out of range, here or in the recipe, the recipe needs a reference model and there is
+            none, or it sets temperatures and the sampler cannot.
 
     Example:
         >>> from infotorch.nn import TinyDecoder
@@ -126,6 +127,7 @@ class RLVRModule(LightningModule):
             recipe = named_recipe(recipe)
         elif isinstance(recipe, Mapping):
             recipe = Recipe.from_dict(recipe)
+        try_out(recipe)
         if "ref_log_probs" in recipe.required and reference is None:
             raise ValueError("reference: this recipe needs ref_log_probs; pass a frozen reference model")
         self.model, self.task, self.recipe, self.reference = model, task, recipe, reference

@@ -31,7 +31,6 @@ from typing import Any
 
 from verl.trainer.ppo import core_algos
 
-from infotorch.integrations._fields import try_out
 from infotorch.integrations.verl import _trainers as _trainers
 from infotorch.integrations.verl import _worker as _worker
 from infotorch.integrations.verl._advantage import advantage, forget
@@ -39,6 +38,7 @@ from infotorch.integrations.verl._checks import check_config
 from infotorch.integrations.verl._loss import policy_loss
 from infotorch.integrations.verl._registry import PREFIX, Answers, Entry, current_recipe, enter
 from infotorch.losses import Recipe, recipe_names
+from infotorch.losses._trial import try_out
 
 __all__ = ["PREFIX", "check_config", "current_recipe", "register", "register_all"]
 
