@@ -15,7 +15,7 @@ from infotorch.integrations.verl._registry import current_recipe, entry_of, ours
 from infotorch.losses import ON_POLICY, Part, Recipe
 from infotorch.losses.ppo import AggregationLike
 
-_ELSEWHERE = "use infotorch.rlvr.RLVRModule"
+_ELSEWHERE = "use RecipeGRPOTrainer of infotorch.integrations.trl, or infotorch.rlvr.RLVRModule"
 
 
 def of_kinds(method: Recipe, *kinds: str) -> list[Part]:
