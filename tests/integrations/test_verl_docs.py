@@ -174,7 +174,7 @@ def test_every_other_recipe_is_accepted() -> None:
         config.actor_rollout_ref.actor.policy_loss.loss_mode = full
         config.algorithm.adv_estimator = "grpo" if recipe(name).advantage is None else full
         if name in names:
-            with pytest.raises(ValueError, match=r"use infotorch\.rlvr\.RLVRModule"):
+            with pytest.raises(ValueError, match=r"use RecipeGRPOTrainer .* or infotorch\.rlvr\.RLVRModule"):
                 ours.check_config(config)
         else:
             ours.check_config(config)
