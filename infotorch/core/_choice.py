@@ -72,12 +72,12 @@ class _Extreme(torch.autograd.Function):
 
 
 def larger(a: Tensor, b: Tensor) -> Tensor:
-    """``torch.maximum``; where the two are equal the gradient may go to the first alone.
+    """``torch.maximum``, but where the two are equal the gradient goes to the first alone, not to both by halves.
 
     >>> larger(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
     tensor([2., 3.])
     """
-    return torch.maximum(a, b) if is_traced() else _Extreme.apply(a, b, True)
+    return torch.where(a >= b, a, b) if is_traced() else _Extreme.apply(a, b, True)
 
 
 def smaller(a: Tensor, b: Tensor) -> Tensor:
@@ -86,4 +86,4 @@ def smaller(a: Tensor, b: Tensor) -> Tensor:
     >>> smaller(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
     tensor([1., 2.])
     """
-    return torch.minimum(a, b) if is_traced() else _Extreme.apply(a, b, False)
+    return torch.where(a <= b, a, b) if is_traced() else _Extreme.apply(a, b, False)

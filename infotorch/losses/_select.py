@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infotorch.core import distributed
-from infotorch.core._checks import check_choice
+from infotorch.core._checks import check_choice, is_traced
 from infotorch.losses.batch import widen
 
 SCOPES = ("local", "global")
@@ -58,7 +58,7 @@ def lowest(scores: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
     # Eligible entries come first even where their score is infinite.
     scores = scores.clamp(max=torch.finfo(scores.dtype).max)
     ranked = torch.where(eligible, scores, torch.inf)
-    if ranked.device.type == "cpu" and not torch.compiler.is_compiling():
+    if ranked.device.type == "cpu" and not is_traced():
         # A CPU may ask how many: a partition is enough, and mostly there is no tie to break.
         wanted = min(int(count), int(eligible.count_nonzero()))
         if wanted <= 0:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infotorch.core._checks import check_bool_mask, check_tensor
+from infotorch.core._checks import check_bool_mask, check_tensor, is_traced
 from infotorch.core._choice import ones_inside, zero_outside
 
 _PER_TOKEN = (
@@ -128,7 +128,7 @@ class TokenBatch:
         object.__setattr__(self, "extras", {name: self._own(x) for name, x in self.extras.items()})
         if self.old_log_probs is None:
             object.__setattr__(self, "old_log_probs", self.log_probs.detach())
-        if validate and not torch.compiler.is_compiling():
+        if validate and not is_traced():
             self._check_values()
 
     def _check_shapes(self) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infotorch.core._checks import check_choice, check_range, check_tensor
+from infotorch.core._checks import check_choice, check_range, check_tensor, is_traced
 from infotorch.core.reduce import masked_mean
 from infotorch.losses._groups import Groups
 from infotorch.losses._select import SCOPES, summed
@@ -95,7 +95,7 @@ def canon_advantages(
     rewards, metric = widen(rewards.detach()), check_tensor("metric", metric).detach()
     if metric.shape != rewards.shape:
         raise ValueError(f"metric: expected shape {tuple(rewards.shape)}, as rewards have, got {tuple(metric.shape)}")
-    if not torch.compiler.is_compiling() and not bool(metric.isfinite().all()):
+    if not is_traced() and not bool(metric.isfinite().all()):
         raise ValueError(f"metric: expected finite numbers, got {metric[~metric.isfinite()][0].item()}")
     groups = Groups(group)
     rank, half = groups.rank(metric), groups.size // 2
@@ -194,7 +194,7 @@ def inter_share(
     if rewards is None:
         raise ValueError(f"rewards: schedule {schedule!r} needs them, got None")
     rewards = widen(rewards.detach())
-    if not torch.compiler.is_compiling() and not bool(((rewards >= 0) & (rewards <= 1)).all()):
+    if not is_traced() and not bool(((rewards >= 0) & (rewards <= 1)).all()):
         low, high = rewards.min().item(), rewards.max().item()
         raise ValueError(f"rewards: schedule {schedule!r} needs rewards in [0, 1], got {low:g} to {high:g}")
     sums = torch.stack((rewards.sum(), rewards.new_tensor(float(rewards.numel()))))

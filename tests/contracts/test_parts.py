@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -113,8 +114,27 @@ def test_compiles_without_graph_break(name: str) -> None:
     def step(values: dict[str, Tensor]) -> Tensor:
         return outcome(info.function(make(values), **info.example))
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(values), step(values))
+    def found(step: Callable[[dict[str, Tensor]], Tensor]) -> list[Tensor]:
+        """The outcome, and for a loss its gradients, which a graph may get wrong alone."""
+        leaves = {k: values[k].clone().requires_grad_() for k in LEAVES if name in LOSSES}
+        out = step({**values, **leaves})
+        grads = torch.autograd.grad(out, list(leaves.values()), allow_unused=True) if leaves else ()
+        return [out, *(grad for grad in grads if grad is not None)]
+
+    compiled = found(torch.compile(step, fullgraph=True, backend="aot_eager"))
+    torch.testing.assert_close(compiled, found(step))
+
+
+@every_loss
+def test_gradients_under_function_transforms_are_those_of_autograd(name: str) -> None:
+    values = fields()
+
+    def loss(leaves: dict[str, Tensor]) -> Tensor:
+        return run(name, {**values, **leaves}).loss
+
+    found = torch.func.grad(loss)({key: values[key] for key in LEAVES})
+    for grad, want in zip(found.values(), gradients(name, values)[1:], strict=True):
+        torch.testing.assert_close(grad, want)
 
 
 # A surrogate's gradient is by design not its value's; what it is instead is in the part's own test.
