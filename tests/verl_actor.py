@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,14 @@ def bind_loss(worker: Any, loss_mode: str, config: FSDPActorConfig) -> None:
     """What verl's actor worker sets as the training worker's loss."""
     object.__setattr__(config, "policy_loss", PolicyLossConfig(loss_mode=loss_mode))
     worker.loss_fn = partial(verl_losses.ppo_loss, config=config)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A process group of this process."""
+    store = torch.distributed.FileStore(str(folder / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

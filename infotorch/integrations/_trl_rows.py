@@ -17,9 +17,19 @@ _LEFT = ("prompt_ids", "prompt_mask")
 # What pads a key on the right, and stands in the rows of a batch that lacks it; 0 for any other.
 _FILLS = {"tool_mask": 1, "importance_sampling_ratio": 1}
 _FILLS |= {PREFIX + name: -1 for name in ("group", "answer", "trajectory", "turn")}
-# Keys whose rows are images or tiles, or as long as prompt and completion together.
-_IMAGES = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles")
-_IMAGES += ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
+# Keys whose rows are images or tiles, or as long as prompt and completion together: TRL's forward pass takes them.
+IMAGES = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
 
 
 def mask_of(batch: Mapping[str, Any]) -> Tensor:
@@ -54,7 +64,7 @@ def join(batches: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Any]:
     ([[0.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]])
     """
     keys = list(dict.fromkeys(key for batch in batches for key, value in batch.items() if value is not None))
-    images = [key for key in keys if key in _IMAGES]
+    images = [key for key in keys if key in IMAGES]
     if images:
         raise ValueError(
             "recipe: it adds rows to those that TRL sampled (a second sample set or replay), which is not possible "

@@ -40,6 +40,7 @@ from infotorch.integrations._fields import answer_ids, optimizer_window, reads_s
 from infotorch.integrations._token_head import TokenHead
 from infotorch.integrations._trl_checks import check
 from infotorch.integrations._trl_rows import (
+    IMAGES,
     PREFIX,
     SOURCE,
     counts_of,
@@ -369,8 +370,6 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
 
     def _forward(self, model: Any, inputs: Mapping[str, Any], size: int | None = None) -> Any:
         """TRL's forward pass, ``size`` rows at a time: log-probabilities, entropies, router loss."""
-        passed = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles")
-        passed += ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
         return self._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
@@ -379,7 +378,7 @@ class RecipeGRPOTrainer(trl.GRPOTrainer):
             size,
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs.get(name) for name in passed},
+            **{name: inputs.get(name) for name in IMAGES},
         )
 
     @torch.no_grad()

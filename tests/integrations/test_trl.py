@@ -13,7 +13,8 @@ pytest.importorskip("datasets")
 tiny = importlib.import_module("_tiny_lm")
 
 from datasets import Dataset  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from trl import GRPOTrainer  # noqa: E402
+from trl_runs import config  # noqa: E402
 
 from infotorch.core import token_stats  # noqa: E402
 from infotorch.integrations.trl import RecipeGRPOTrainer  # noqa: E402
@@ -22,25 +23,6 @@ from infotorch.losses import Recipe, recipe, recipe_names  # noqa: E402
 # TRL's conventions: eps 1e-4 in the group's deviation, no dual clip, no bound on log-ratios.
 TRL_GRPO = {"eps": 1e-4, "dual_clip": None, "log_ratio_bound": None}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-
-
-def config(tmp_path, **options) -> GRPOConfig:
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 6,
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
-    return GRPOConfig(output_dir=str(tmp_path), **{**defaults, **options})
 
 
 def trainer(tmp_path, method=None, *, net=None, options=None, **kwargs):

@@ -18,7 +18,7 @@ pytest.importorskip("datasets")
 tiny = importlib.import_module("_tiny_lm")
 
 from datasets import Dataset  # noqa: E402
-from trl import GRPOConfig  # noqa: E402
+from trl_runs import config  # noqa: E402
 
 from infotorch.integrations._trl_rows import SOURCE, fill_up, join, mask_of  # noqa: E402
 from infotorch.integrations._trl_sampling import apart  # noqa: E402
@@ -30,25 +30,10 @@ SGD = {"learning_rate": 1e-2, "max_grad_norm": 0.0, "optim": "sgd", "lr_schedule
 
 
 def trainer(tmp_path, method, *, net=None, more=None, **options) -> RecipeGRPOTrainer:
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 6,
-        "max_steps": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "seed": 3,
-        **SGD,
-    }
     return RecipeGRPOTrainer(
         tiny.model() if net is None else net,
         tiny.reward,
-        GRPOConfig(output_dir=str(tmp_path), **{**defaults, **options}),
+        config(tmp_path, **{"max_steps": 2, **SGD, **options}),
         Dataset.from_list(tiny.problems()),
         processing_class=tiny.tokenizer(),
         recipe=method,

@@ -10,7 +10,7 @@ pytest.importorskip("verl")
 pytest.importorskip("tensordict")
 
 from verl.trainer.ppo import core_algos
-from verl_actor import CpuEngine, T, actor_config, make_worker, rollout, sampled, tiny, update
+from verl_actor import CpuEngine, T, actor_config, alone, make_worker, rollout, sampled, tiny, update
 
 from infotorch.integrations import verl as ours
 from infotorch.integrations.verl._side import beside
@@ -263,10 +263,8 @@ def test_options_are_refused_at_registration() -> None:
 
 @pytest.fixture
 def worker(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield make_worker()
-    torch.distributed.destroy_process_group()
+    with alone(tmp_path):
+        yield make_worker()
 
 
 def test_the_actor_path_trains_like_verls_own_loss(worker) -> None:

@@ -15,7 +15,7 @@ from tensordict import TensorDict  # noqa: E402
 from verl.utils import tensordict_utils as tu  # noqa: E402
 from verl.utils import torch_functional as verl_functional  # noqa: E402
 from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
-from verl_actor import CpuEngine, actor_config, bind_loss, make_worker, rollout, sampled, update  # noqa: E402
+from verl_actor import CpuEngine, actor_config, alone, bind_loss, make_worker, rollout, sampled, update  # noqa: E402
 
 from infotorch.core import token_stats  # noqa: E402
 from infotorch.integrations import verl as ours  # noqa: E402
@@ -96,10 +96,8 @@ class EngineWithExtras(CpuEngine):
 
 @pytest.fixture
 def worker(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield make_worker(EngineWithExtras())
-    torch.distributed.destroy_process_group()
+    with alone(tmp_path):
+        yield make_worker(EngineWithExtras())
 
 
 def test_siren_anchors_itself_in_verls_actor(worker) -> None:

@@ -20,7 +20,7 @@ from verl.trainer.ppo import ray_trainer
 from verl.trainer.ppo.v1 import trainer_base
 from verl.workers.config import CriticConfig
 from verl.workers.utils.losses import value_loss
-from verl_actor import CpuEngine, T, actor_config, bind_loss, make_worker, rollout, sampled, update
+from verl_actor import CpuEngine, T, actor_config, alone, bind_loss, make_worker, rollout, sampled, update
 
 from infotorch.integrations import verl as ours
 from infotorch.integrations.verl import _advantage, _registry, _worker
@@ -37,10 +37,8 @@ def nothing_built(monkeypatch):
 
 @pytest.fixture
 def worker(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield make_worker()
-    torch.distributed.destroy_process_group()
+    with alone(tmp_path):
+        yield make_worker()
 
 
 def adaptive(name: str) -> str:
