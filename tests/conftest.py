@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import run_in_processes
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Only tests are collected here: doctests are looked for everywhere, and a helper may need an optional package."""
+    helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if helper else None
 
 
 @pytest.fixture(scope="session")
